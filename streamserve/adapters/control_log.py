@@ -1,0 +1,131 @@
+"""Reading and writing the logs: one partition, kept for ever, read from its start outside any consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.control import fold
+from streamserve.errors import BrokerError, ControlError, TopicError
+
+CONTROL = "streamserve.control"
+PROGRESS = "streamserve.progress"
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    offset: int
+    timestamp: int
+    value: bytes | None
+
+
+class LogReader:
+    """One log from its start. Not for several threads.
+
+    Raises:
+        TopicError: there is no such log, it has several partitions, or its beginning is gone.
+        BrokerError: no broker answers.
+    """
+
+    def __init__(self, clients: Clients, topic: str = CONTROL) -> None:
+        self.topic = topic
+        self._where = f"{clients.bootstrap} topic {topic}"
+        self._timeout = clients.settings.start_timeout
+        self._consumer: Consumer = clients.consumer("streamserve-logs", enable_partition_eof=True)
+        self.position = 0
+        try:
+            count = clients.partitions(self._consumer, topic)
+            if count != 1:
+                raise TopicError(
+                    f"the log has {count} partitions, expected 1",
+                    where=self._where,
+                    mend="create it: `streamserve topics apply <topology file>`",
+                )
+            low, _ = self._watermarks()
+            if low != 0:
+                raise TopicError(
+                    f"the log starts at offset {low}: commands are gone, and workers can't agree any more",
+                    where=self._where,
+                    mend="restore it from a backup; set retention.ms=-1, retention.bytes=-1, cleanup.policy=delete",
+                )
+        except BaseException:
+            self._consumer.close()
+            raise
+        self._consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+
+    def _watermarks(self) -> tuple[int, int]:
+        try:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, 0), timeout=self._timeout)
+        except KafkaException as error:
+            raise broker_error(error.args[0], self._where) from None
+        return low, high
+
+    def to_end(self) -> Iterator[LogRecord]:
+        """Every record from here to the end that the log had when this was called."""
+        _, end = self._watermarks()
+        waited = 0.0
+        while self.position < end:
+            found = list(self.poll(POLL_S))
+            yield from found
+            waited = 0.0 if found else waited + POLL_S
+            if waited > self._timeout:
+                raise BrokerError(
+                    f"the log was read to offset {self.position} of {end}, then nothing came",
+                    where=self._where,
+                    mend="check the broker's health, and the right to READ this topic",
+                )
+
+    def poll(self, timeout: float) -> Iterator[LogRecord]:
+        """What has arrived, waiting at most this many seconds for the first."""
+        message = self._consumer.poll(timeout)
+        while message is not None:
+            error = message.error()
+            if error is None:
+                self.position = message.offset() + 1
+                yield LogRecord(message.offset(), message.timestamp()[1], message.value())
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                self.position = max(self.position, message.offset())
+            elif not error.retriable() and error.code() != KafkaError._TRANSPORT:  # noqa: SLF001
+                raise broker_error(error, self._where)
+            message = self._consumer.poll(0)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def read_state(clients: Clients, topology: str) -> fold.State:
+    """The fold of the control log to its end, for one topology."""
+    reader = LogReader(clients)
+    try:
+        state = fold.State(topology)
+        for record in reader.to_end():
+            state, _ = fold.step(state, record.offset, record.value)
+        return state
+    finally:
+        reader.close()
+
+
+def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL) -> int:
+    """Write one record to a log and wait for the broker; returns its offset.
+
+    Raises:
+        BrokerError: the broker did not acknowledge it.
+    """
+    outcome: list[tuple[KafkaError | None, int]] = []
+    producer = clients.producer(message_timeout_ms=int(clients.settings.start_timeout * 1000), linger_ms=0)
+    producer.produce(
+        topic, value, key, partition=0, on_delivery=lambda error, message: outcome.append((error, message.offset()))
+    )
+    producer.flush(clients.settings.start_timeout + 1)
+    if not outcome or outcome[0][0] is not None:
+        if outcome and outcome[0][0] is not None:
+            raise broker_error(outcome[0][0], f"{clients.bootstrap} topic {topic}")
+        raise ControlError(
+            "the broker did not acknowledge the command in time", where=clients.bootstrap, mend="send it again: "
+            "a command of the same id is carried out once"
+        )
+    return outcome[0][1]

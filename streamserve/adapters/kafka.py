@@ -1,0 +1,132 @@
+"""Kafka clients: every one that streamserve opens is configured here, its errors told in our words.
+
+TLS, SASL and any other librdkafka setting come from the settings and reach every client. librdkafka's own log goes
+to `logging`, not to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from streamserve.errors import BrokerError
+from streamserve.settings import Settings
+
+__all__ = ["Clients", "Consumer", "KafkaError", "KafkaException", "Producer", "TopicPartition", "broker_error"]
+
+_Client = TypeVar("_Client")
+LOG = logging.getLogger("streamserve.kafka")
+# The fetcher stops at queued.min.messages and then sleeps this long: at the default of 1,000 ms small messages
+# are capped at 178 k/s
+FETCH_BACKOFF_MS = 10
+SESSION_TIMEOUT_MS = 6000  # a killed worker's partitions move within 4 s; the default of 45 s is a long outage
+ADVICE = {
+    KafkaError._AUTHENTICATION: "check sasl.username and sasl.password in STREAMSERVE_KAFKA_CONFIG",  # noqa: SLF001
+    KafkaError._SSL: "check ssl.ca.location and the broker's certificate",  # noqa: SLF001
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the rights that docs/security.md lists for a worker",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topics: `streamserve topics apply <topology file>`",
+}
+UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_BOOTSTRAP to a broker that runs"
+
+
+def broker_error(error: KafkaError, where: str) -> BrokerError:
+    """A client error as ours, with what to do about it."""
+    return BrokerError(f"Kafka: {error.str()}", where=where, mend=ADVICE.get(error.code(), UNREACHABLE))
+
+
+class Clients:
+    """Opens Kafka clients for one process.
+
+    Raises:
+        BrokerError: (from every method) no bootstrap servers are known, or a setting is refused.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.bootstrap:
+            raise BrokerError("no Kafka broker is named, and no local one runs", mend=UNREACHABLE)
+        self.settings = settings
+        self.bootstrap = settings.bootstrap
+        self._last_error: KafkaError | None = None
+
+    def config(self, **more: object) -> dict[str, Any]:
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "client.id": "streamserve",
+            **{name.replace("_", "."): value for name, value in more.items()},
+            **self.settings.kafka_properties,
+            "error_cb": self._on_error,
+        }
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._last_error = error
+        LOG.warning("%s", error.str())
+
+    def consumer(self, group: str, **more: object) -> Consumer:
+        """A consumer that never commits by itself and never picks a starting position by itself."""
+        config = self.config(
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="error",
+            fetch_queue_backoff_ms=FETCH_BACKOFF_MS,
+            **more,
+        )
+        return self._open(lambda: Consumer(_fit_protocol(config), logger=LOG))
+
+    def member(self, group: str) -> Consumer:
+        """A member of a worker group, classic cooperative or KIP-848 (group.protocol=consumer)."""
+        return self.consumer(
+            group,
+            partition_assignment_strategy="cooperative-sticky",
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=SESSION_TIMEOUT_MS // 4,
+        )
+
+    def producer(self, **more: object) -> Producer:
+        """An idempotent producer that partitions as the Java client does."""
+        config = self.config(
+            **{"enable_idempotence": True, "partitioner": "murmur2_random", "linger_ms": 5, **more},
+        )
+        return self._open(lambda: Producer(config, logger=LOG))
+
+    def admin(self) -> AdminClient:
+        return self._open(lambda: AdminClient(self.config(), logger=LOG))
+
+    def _open(self, make: Callable[[], _Client]) -> _Client:
+        try:
+            return make()
+        except KafkaException as error:
+            raise BrokerError(
+                f"a Kafka client can't be opened: {error.args[0].str()}",
+                where=self.bootstrap,
+                mend="check STREAMSERVE_KAFKA and STREAMSERVE_KAFKA_CONFIG",
+            ) from None
+
+    def partitions(self, client: Consumer | Producer | AdminClient, topic: str) -> int:
+        """How many partitions a topic has; 0 if there is no such topic.
+
+        Raises:
+            BrokerError: no broker answers within the start timeout, or it refuses us.
+        """
+        timeout = self.settings.start_timeout * 0.75
+        try:
+            found = client.list_topics(topic, timeout=timeout).topics[topic]
+        except KafkaException as error:
+            raise broker_error(self._last_error or error.args[0], self.bootstrap) from None
+        if found.error is not None:
+            if found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return 0
+            raise broker_error(found.error, f"{self.bootstrap} topic {topic}")
+        return len(found.partitions)
+
+
+def _fit_protocol(config: dict[str, Any]) -> dict[str, Any]:
+    """Under KIP-848 the broker decides these; librdkafka refuses a client that sets them."""
+    if config.get("group.protocol") == "consumer":
+        for name in ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"):
+            config.pop(name, None)
+    return config

@@ -1,0 +1,76 @@
+"""Where a partition is read from: its committed offset, else a position that was said, never a default."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
+
+from streamserve.adapters.kafka import broker_error
+from streamserve.errors import SettingsError
+from streamserve.settings import Settings
+
+TIMEOUT_S = 10.0
+
+
+def starting_positions(
+    consumer: Consumer, partitions: list[TopicPartition], settings: Settings
+) -> list[TopicPartition]:
+    """Partitions with an explicit offset each.
+
+    A partition without a committed offset whose topic has others with one is new: it is read from its beginning. In a
+    new group the setting decides (earliest, latest, a time), and what it resolves to is committed at once, so that a
+    crash before the first commit does not move the start.
+
+    Raises:
+        BrokerError: the committed offsets can't be read.
+        SettingsError: STREAMSERVE_START is none of these.
+    """
+    if not partitions:
+        return []
+    topic = partitions[0].topic
+    everything = [TopicPartition(topic, p) for p in consumer.list_topics(topic, TIMEOUT_S).topics[topic].partitions]
+    try:
+        committed = {tp.partition: tp.offset for tp in consumer.committed(everything, TIMEOUT_S)}
+    except KafkaException as error:
+        raise broker_error(error.args[0], f"committed offsets of {topic}") from None
+    group_is_new = all(offset < 0 for offset in committed.values())
+    placed = [
+        TopicPartition(tp.topic, tp.partition, committed.get(tp.partition, -1))
+        if committed.get(tp.partition, -1) >= 0
+        else TopicPartition(tp.topic, tp.partition, OFFSET_BEGINNING)
+        for tp in partitions
+    ]
+    start = settings.start.strip().lower()
+    if not group_is_new or start == "earliest":
+        return placed
+    first = _latest(consumer, partitions) if start == "latest" else _at_time(consumer, partitions, settings.start)
+    consumer.commit(offsets=first, asynchronous=False)
+    return first
+
+
+def _latest(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+    ends = [consumer.get_watermark_offsets(tp, TIMEOUT_S)[1] for tp in partitions]
+    return [TopicPartition(tp.topic, tp.partition, end) for tp, end in zip(partitions, ends, strict=True)]
+
+
+def _at_time(consumer: Consumer, partitions: list[TopicPartition], text: str) -> list[TopicPartition]:
+    ms = start_ms(text)
+    asked = [TopicPartition(tp.topic, tp.partition, ms) for tp in partitions]
+    found = consumer.offsets_for_times(asked, TIMEOUT_S)
+    late = [tp for tp in found if tp.offset < 0 or tp.offset == OFFSET_END]
+    return [tp for tp in found if tp not in late] + _latest(consumer, late)
+
+
+def start_ms(text: str) -> int:
+    """An ISO 8601 time as milliseconds since 1970; without a zone it is UTC."""
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(
+            f"STREAMSERVE_START is {text!r}, expected earliest, latest or an ISO time",
+            mend="e.g. STREAMSERVE_START=2026-01-31T06:00:00Z",
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return int(moment.timestamp() * 1000)

@@ -1,0 +1,200 @@
+"""The topics of a topology: what they must be like, what they are like, and how to get from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
+
+from streamserve.adapters.control_log import CONTROL, PROGRESS
+from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.errors import TopicError
+from streamserve.pipeline.emit import TimestampLimits
+from streamserve.topology import Topology
+
+DAY_MS = 86_400_000
+MIB = 1 << 20
+LOG = {
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "message.timestamp.type": "LogAppendTime",
+}
+STREAM = {"cleanup.policy": "delete", "message.timestamp.type": "CreateTime"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A topic as it should be. `must` is refused when it differs, `initial` is only given at creation."""
+
+    name: str
+    partitions: int
+    role: str
+    must: Mapping[str, str] = field(default_factory=dict)
+    initial: Mapping[str, str] = field(default_factory=dict)
+    exact_partitions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a plan. A `refuse` can't be mended by `apply`: a person decides."""
+
+    action: Literal["keep", "create", "grow", "set", "refuse"]
+    topic: Wanted
+    detail: str = ""
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+
+def wanted_topics(topology: Topology) -> list[Wanted]:
+    """Every topic of a topology, the shared logs included."""
+    source = topology.source
+    count = source.partitions
+
+    def output(suffix: str, role: str, partitions: int = count, **initial: str) -> Wanted:
+        config = {name.replace("_", "."): value for name, value in initial.items()}
+        return Wanted(topology.topic(suffix), partitions, role, STREAM, config)
+
+    # A dead letter carries its event untouched and headers beside it: it must fit where the event did
+    roomy = str(2 * MIB)
+    return [
+        Wanted(source.topic, count, "events", {"cleanup.policy": "delete"}, {"message.timestamp.type": "CreateTime"}),
+        output("predictions", "predictions", retention_ms=str(7 * DAY_MS)),
+        output("shadow-decisions", "shadow pairs", retention_ms=str(7 * DAY_MS)),
+        output("dead-letters", "events that failed", retention_ms=str(30 * DAY_MS), max_message_bytes=roomy),
+        output("panes", "drift counts", 1, retention_ms=str(7 * DAY_MS)),
+        output("drift", "drift windows", 1, retention_ms=str(90 * DAY_MS)),
+        output("outcomes", "labels", retention_ms=str(30 * DAY_MS)),
+        output("quality", "live quality", 1, retention_ms=str(90 * DAY_MS)),
+        Wanted(CONTROL, 1, "commands", LOG, exact_partitions=True),
+        Wanted(PROGRESS, 1, "what workers did", LOG, exact_partitions=True),
+        Wanted("streamserve.status", 1, "heartbeats", {}, {"retention.ms": str(DAY_MS), "cleanup.policy": "delete"}),
+        Wanted("streamserve.rollouts", 1, "audit", {}, {"retention.ms": "-1", "cleanup.policy": "delete"}),
+    ]
+
+
+class Topics:
+    """Plans, creates and checks topics.
+
+    Raises:
+        BrokerError: (from every method) the broker does not answer or refuses us.
+    """
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._admin: AdminClient = clients.admin()
+        self._timeout = clients.settings.start_timeout
+
+    def plan(self, topology: Topology) -> list[Step]:
+        """What `apply` would do, topic by topic."""
+        there = self._counts()
+        found = self.configs([w.name for w in wanted_topics(topology) if w.name in there])
+        return [_step(w, there.get(w.name), found.get(w.name, {})) for w in wanted_topics(topology)]
+
+    def apply(self, steps: list[Step], replication: int) -> None:
+        """Carry a plan out.
+
+        Raises:
+            TopicError: the plan has refusals; nothing is changed then.
+        """
+        refuse(steps)
+        new = [
+            NewTopic(
+                step.topic.name,
+                step.topic.partitions,
+                replication,
+                config={**step.topic.must, **step.topic.initial},
+            )
+            for step in steps
+            if step.action == "create"
+        ]
+        if new:
+            self._wait(self._admin.create_topics(new, operation_timeout=self._timeout), KafkaError.TOPIC_ALREADY_EXISTS)
+        for step in steps:
+            if step.action == "grow":
+                self._wait(self._admin.create_partitions([NewPartitions(step.topic.name, step.topic.partitions)]))
+            if step.configs:
+                self._set(step)
+
+    def _set(self, step: Step) -> None:
+        from confluent_kafka.admin import AlterConfigOpType, ConfigEntry
+
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in step.configs.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, step.topic.name, incremental_configs=entries)
+        self._wait(self._admin.incremental_alter_configs([resource]))
+
+    def limits(self, topic: str) -> TimestampLimits:
+        """How far a record's timestamp may lie from the present in this topic."""
+        config = self.configs([topic])[topic]
+        return TimestampLimits(
+            before_ms=int(config.get("message.timestamp.before.max.ms", 2**62)),
+            after_ms=int(config.get("message.timestamp.after.max.ms", 3_600_000)),
+        )
+
+    def configs(self, topics: list[str]) -> dict[str, dict[str, str]]:
+        if not topics:
+            return {}
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
+        found = {}
+        for resource, future in self._admin.describe_configs(resources, request_timeout=self._timeout).items():
+            try:
+                entries = future.result(self._timeout)
+            except KafkaException as error:
+                raise broker_error(error.args[0], f"{self._clients.bootstrap} topic {resource.name}") from None
+            found[resource.name] = {name: entry.value for name, entry in entries.items()}
+        return found
+
+    def _counts(self) -> dict[str, int]:
+        self._clients.partitions(self._admin, CONTROL)  # says what is wrong where nobody answers
+        listed = self._admin.list_topics(timeout=self._timeout).topics
+        return {name: len(topic.partitions) for name, topic in listed.items() if topic.error is None}
+
+    def _wait(self, futures: Mapping[object, object], accepted: int | None = None) -> None:
+        for name, future in futures.items():
+            try:
+                future.result(self._timeout)  # type: ignore[attr-defined]
+            except KafkaException as error:
+                if error.args[0].code() != accepted:
+                    raise broker_error(error.args[0], f"{self._clients.bootstrap} topic {name}") from None
+
+
+def _step(wanted: Wanted, partitions: int | None, config: Mapping[str, str]) -> Step:
+    if partitions is None:
+        return Step("create", wanted, f"{wanted.partitions} partitions")
+    if wanted.exact_partitions and partitions != wanted.partitions:
+        return Step("refuse", wanted, f"has {partitions} partitions, must have {wanted.partitions}")
+    wrong = {name: value for name, value in wanted.must.items() if config.get(name) != value}
+    if wrong:
+        changes = ", ".join(f"{name} {config.get(name)} -> {value}" for name, value in wrong.items())
+        if "cleanup.policy" in wrong and "compact" in config.get("cleanup.policy", ""):
+            return Step("refuse", wanted, f"is compacted, records may be gone already: {changes}")
+        return Step("set", wanted, changes, wrong)
+    if partitions < wanted.partitions:
+        return Step("grow", wanted, f"{partitions} -> {wanted.partitions} partitions; keys move to other partitions")
+    return Step("keep", wanted, f"{partitions} partitions")
+
+
+def refuse(steps: list[Step], *, unapplied: bool = False) -> None:
+    """Raise for what can't be mended here, or (unapplied) for anything that is not as it should be.
+
+    Raises:
+        TopicError: lists every such topic.
+    """
+    bad = [s for s in steps if s.action == "refuse" or (unapplied and s.action in ("create", "set"))]
+    if not bad:
+        return
+    lines = "\n    ".join(f"{s.topic.name}: {'is missing' if s.action == 'create' else s.detail}" for s in bad)
+    only_apply = all(s.action in ("create", "set") for s in bad)
+    raise TopicError(
+        f"{len(bad)} topic(s) are not as they must be:\n    {lines}",
+        mend="run `streamserve topics apply <topology file>`"
+        if only_apply
+        else "a compacted or split log can't be mended in place: move it aside and create it anew",
+    )
+
+

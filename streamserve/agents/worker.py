@@ -1,0 +1,253 @@
+"""A worker: the Faust app with its agent, intake, versions and web pages, from start to a clean stop.
+
+It joins its group only when everything that it needs is there and warm: topics, control log, model, store. What is
+missing is one error that says how to mend it. SIGTERM finishes what is in flight, commits, leaves, exits 0; a second
+one stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from streamserve import __version__
+from streamserve.adapters.batch_topic import App, batches, make_app
+from streamserve.adapters.control_log import LogReader
+from streamserve.adapters.emitter import AtLeastOnceEmitter
+from streamserve.adapters.intake import Intake
+from streamserve.adapters.kafka import Clients
+from streamserve.adapters.metrics import Metrics
+from streamserve.adapters.onnx import OnnxSession
+from streamserve.adapters.redis_store import RedisStore
+from streamserve.adapters.schema_ids import SchemaIds, schema_ids
+from streamserve.adapters.topics import Topics, refuse
+from streamserve.agents.scoring import Scoring
+from streamserve.agents.web import Health, add_pages
+from streamserve.control import fold
+from streamserve.errors import ControlError, StreamserveError
+from streamserve.features.catalogue import Catalogue
+from streamserve.models.registry import Registry
+from streamserve.pipeline.decode import EventDecoder
+from streamserve.pipeline.pipeline import Pipeline
+from streamserve.pipeline.prediction import SCHEMA_TEXT
+from streamserve.pipeline.schemas import EventSchema
+from streamserve.records import ControlView, OutputBatch, RawBatch
+from streamserve.settings import Settings
+from streamserve.simulate.load import load_schema
+from streamserve.simulate.versions import LoadedVersions
+from streamserve.topology import Topology
+
+LOG = logging.getLogger("streamserve.worker")
+CONTROL_POLL_S = 0.2
+EXIT_AT_ONCE = 130
+
+
+class Worker:
+    """One process of a topology.
+
+    Raises:
+        StreamserveError: (from the constructor) something that it needs is missing, wrong or unreachable.
+    """
+
+    def __init__(self, topology: Topology, settings: Settings) -> None:
+        self.topology, self.settings = topology, settings
+        self.health = Health()
+        self._failure: BaseException | None = None
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = threading.Event()
+        catalogue = Catalogue(topology)
+        schema = load_schema(settings, topology)
+        self._clients = Clients(settings)
+        topics = Topics(self._clients)
+        refuse(topics.plan(topology), unapplied=True)
+        self._store = RedisStore(settings)
+        if topology.views:
+            self._store.check()
+        self._log = LogReader(self._clients)
+        self._state = self._fold_to_end(catalogue)
+        versions = LoadedVersions(
+            Registry(settings.registry), catalogue, schema, OnnxSession, warm_rows=(1, settings.batch_rows)
+        )
+        for epoch in self._state.epochs:
+            versions.get(epoch.stable)
+        ids = schema_ids(settings)
+        predictions = topology.topic("predictions")
+        pipeline = Pipeline(
+            catalogue,
+            _decoder(catalogue, schema, ids),
+            versions,
+            self._store,
+            schema_id=ids.id_of(f"{predictions}-value", SCHEMA_TEXT),
+            limits=topics.limits(predictions),
+            release=__version__,
+            clock_ns=time.perf_counter_ns,
+        )
+        self.metrics = Metrics(topology.name)
+        self._emitter = AtLeastOnceEmitter(self._clients, topology.topic("dead-letters"), __version__)
+        self._intake = Intake(
+            self._clients,
+            topology.source,
+            f"streamserve.{topology.name}",
+            self._emitter,
+            self._hand_over,
+            self._fail,
+        )
+        self._scoring = Scoring(
+            pipeline,
+            self._intake,
+            control=self._view,
+            record=self._record,
+            on_failure=self._fail,
+            in_flight=settings.batches_in_flight,
+        )
+        self._app = self._make_app()
+
+    # ---- control
+
+    def _fold_to_end(self, catalogue: Catalogue) -> fold.State:
+        state = fold.State(self.topology.name)
+        for record in self._log.to_end():
+            state = self._step(state, record.offset, record.value)
+        if not state.initialised:
+            raise ControlError(
+                f"no version of {self.topology.name} is in force: the control log has no init of it",
+                where="topic streamserve.control",
+                mend="send one: `streamserve topology init <topology file> --version <version>`",
+            )
+        if state.model != self.topology.model:
+            raise ControlError(
+                f"the control log says that {self.topology.name} runs model {state.model!r}, "
+                f"the topology file names {self.topology.model!r}",
+                where="topic streamserve.control",
+                mend="name the same model; another model is another topology",
+            )
+        if state.fingerprint and state.fingerprint != catalogue.fingerprint():
+            LOG.warning("the topology file changed since init; versions are compared feature by feature")
+        return state
+
+    def _step(self, state: fold.State, offset: int, value: bytes | None) -> fold.State:
+        state, outcome = fold.step(state, offset, value)
+        if outcome.rejection is not None:
+            LOG.warning("control %d rejected: %s %s", offset, outcome.rejection.value, outcome.detail)
+        return state
+
+    def _view(self) -> ControlView:
+        return self._state.view()
+
+    def _follow_control(self) -> None:
+        try:
+            while not self._closing.is_set():
+                for record in self._log.poll(CONTROL_POLL_S):
+                    self._state = self._step(self._state, record.offset, record.value)
+        except BaseException as error:  # noqa: BLE001  (a worker without its control log does not serve)
+            self._fail(error)
+        finally:
+            self._log.close()
+
+    # ---- between the threads
+
+    def _hand_over(self, batch: RawBatch) -> None:
+        assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
+        self._topic.hand_over(batch, self._loop)
+
+    def _record(self, batch: OutputBatch) -> None:
+        self.metrics.record(batch)
+        self.metrics.in_flight.set(self._intake.in_flight)
+
+    def _fail(self, error: BaseException) -> None:
+        """From any thread: stop the worker with this error; what is not committed will be scored again."""
+        self._failure = self._failure or error
+        self._intake.abandon()
+        if self._loop is not None and self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    # ---- the app
+
+    def _make_app(self) -> App:
+        settings = self.settings
+        app = make_app(
+            f"streamserve-{self.topology.name}",
+            web_host=settings.web_host,
+            web_port=settings.web_port,
+            datadir=str(Path(settings.home) / "faust"),
+        )
+        self._topic = batches(app, settings.batches_in_flight + 1)
+        app.agent(self._topic, name="scoring")(self._agent)
+        add_pages(app, self.health, self._exposition)
+        return app
+
+    async def _agent(self, stream: Any) -> None:  # noqa: ANN401  (Faust wants the annotation of a stream)
+        await self._scoring.agent(stream)
+
+    def _exposition(self) -> bytes:
+        self.metrics.partitions.set(self._intake.partitions)
+        return self.metrics.exposition()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            StreamserveError: what stopped it, if it was not a signal.
+        """
+        asyncio.run(self._main())
+        if isinstance(self._failure, StreamserveError):
+            raise self._failure
+        if self._failure is not None:
+            raise StreamserveError(
+                f"the worker stopped: {type(self._failure).__name__}: {self._failure}",
+                mend="nothing of the unfinished batches was committed; run with STREAMSERVE_LOG_LEVEL=DEBUG to see more",
+            ) from self._failure
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        await self._app.start()
+        self._app.flow_control.resume()
+        follower = threading.Thread(target=self._follow_control, name="control", daemon=True)
+        follower.start()
+        self._intake.start()
+        self.health.ready = True
+        LOG.info("serving %s, control epoch %d", self.topology.name, self._state.epochs[-1].number)
+        await self._stop.wait()
+        self.health.ready = False
+        self._intake.stop()
+        done = await asyncio.to_thread(self._intake.join, self.settings.drain_timeout + 5)
+        if not done:
+            LOG.error("the intake did not end in time; what is not committed will be scored again")
+        self._closing.set()
+        follower.join(2)
+        self._scoring.close()
+        await asyncio.to_thread(self._emitter.close)
+        self._store.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._app.stop()
+        LOG.info("stopped after %d commits", self._intake.commits)
+
+    def _on_signal(self) -> None:
+        assert self._stop is not None  # noqa: S101
+        if self._stop.is_set():
+            os._exit(EXIT_AT_ONCE)
+        LOG.info("stopping: finishing what is in flight")
+        self._stop.set()
+
+
+def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds) -> EventDecoder:
+    source = catalogue.topology.source
+    if source.format == "avro":
+        ids.id_of(f"{source.topic}-value", schema.text)
+    return EventDecoder(
+        schema,
+        format=source.format,
+        paths=catalogue.paths(),
+        event_time=source.event_time,
+        writers=ids if source.format == "avro" else None,
+    )

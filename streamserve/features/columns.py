@@ -1,0 +1,169 @@
+"""The columns of a catalogue over one batch, each computed once however many versions ask for it.
+
+A column is a numpy array with an optional mask of what is there; integers stay integers, so that a 60-bit id that
+goes into an int64 input keeps its bits. What can't be computed for one event is a reject of that event alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from streamserve.features.catalogue import Atom, Catalogue
+from streamserve.features.rows import StoredRows
+from streamserve.features.timeparts import time_part
+from streamserve.records import EventBatch, Reject, Stage
+from streamserve.topology import DerivedFeature, VectorFeature
+
+Mask = NDArray[np.bool_]
+MISSING_CODE, UNSEEN_CODE, FIRST_CODE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """values: [rows] or, of a vector, [rows, length]. valid: what is not null; None: all of it."""
+
+    values: NDArray[np.generic]
+    valid: Mask | None = None
+
+
+class BatchColumns:
+    """The features of one batch, computed on demand and kept for its other versions."""
+
+    def __init__(self, catalogue: Catalogue, events: EventBatch, stored: StoredRows) -> None:
+        self.events = events
+        self.stored = stored
+        self.rejects: dict[int, Reject] = {}  # by row of the EventBatch
+        self._catalogue = catalogue
+        self._done: dict[str, Column] = {}
+        self._codes: dict[tuple[str, tuple[str, ...]], Column] = {}
+
+    def column(self, name: str) -> Column:
+        """A feature that needs no vocabulary; a category comes as its text."""
+        done = self._done.get(name)
+        if done is None:
+            done = self._done[name] = self._compute(self._catalogue.atoms.get(name), name)
+        return done
+
+    def codes(self, name: str, vocabulary: tuple[str, ...]) -> Column:
+        """A category under a version's vocabulary, int32: 0 missing, 1 unseen, 2.. by place."""
+        key = (name, vocabulary)
+        if key not in self._codes:
+            feature = self._catalogue.pick(name).feature
+            assert feature.kind == "category"  # noqa: S101
+            column = self.events.columns.column(feature.path)
+            text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+            index = pc.index_in(text, value_set=pa.array(vocabulary, pa.string()))
+            codes = index.fill_null(UNSEEN_CODE - FIRST_CODE).to_numpy(zero_copy_only=False) + FIRST_CODE
+            codes[text.is_null().to_numpy(zero_copy_only=False)] = MISSING_CODE
+            self._codes[key] = Column(codes.astype(np.int32))
+        return self._codes[key]
+
+    def default(self, name: str) -> float | str | None:
+        """What a null of this feature becomes; None: nothing was said."""
+        atom = self._catalogue.atoms.get(name)
+        default = getattr(atom.feature, "default", None) if atom is not None else None
+        return "" if default is None and atom is not None and atom.feature.kind == "category" else default
+
+    def reject(self, row: int, error: str, message: str) -> None:
+        self.rejects.setdefault(row, Reject(int(self.events.rows[row]), Stage.ENRICH, error, message[:300]))
+
+    def _compute(self, atom: Atom | None, name: str) -> Column:
+        if atom is None:
+            return to_column(self.events.columns.column(name))
+        feature = atom.feature
+        if feature.kind == "stored":
+            view = feature.view
+            return Column(self.stored.view(view).values[:, view.fields.index(atom.part)])
+        if feature.kind == "parts":
+            return Column(time_part(self.events.columns.column(feature.path), atom.part, feature.tz))
+        if feature.kind == "vector":
+            return self._vector(feature)
+        if feature.kind == "derived":
+            return self._derived(feature)
+        return to_column(self.events.columns.column(feature.path))
+
+    def _vector(self, feature: VectorFeature) -> Column:
+        """float32 [rows, length]; a null element is NaN, a list of another length rejects its event."""
+        column = self.events.columns.column(feature.path)
+        lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+        wrong = lengths != feature.length
+        for row in np.flatnonzero(wrong):
+            found = "null" if lengths[row] < 0 else f"{lengths[row]} values"
+            self.reject(int(row), "WrongLength", f"{feature.path}: found {found}, expected {feature.length}")
+        good = column.filter(pa.array(~wrong)) if wrong.any() else column
+        flat = good.flatten().cast(pa.float32(), safe=False)
+        values = np.full((len(column), feature.length), np.nan, np.float32)
+        values[~wrong] = flat.to_numpy(zero_copy_only=False).reshape(-1, feature.length)
+        return Column(values)
+
+    def _derived(self, feature: DerivedFeature) -> Column:
+        arguments = [_argument(self.column(name)) for name in feature.of]
+        rows = np.arange(len(self.events))
+        out = np.full(len(rows), np.nan)
+        for part, values in run_by_halves(lambda at: _call(feature, arguments, at), rows):
+            if isinstance(values, Exception):
+                self.reject(int(part[0]), "DerivedFailed", f"{feature.name}: {type(values).__name__}: {values}")
+            else:
+                out[part] = values
+        return Column(out)
+
+
+def run_by_halves(
+    run: Callable[[NDArray[np.intp]], NDArray[np.generic]], rows: NDArray[np.intp]
+) -> Sequence[tuple[NDArray[np.intp], NDArray[np.generic] | Exception]]:
+    """Run over all rows; where it fails, over each half, down to the single rows that are to blame."""
+    if not len(rows):
+        return []
+    try:
+        return [(rows, run(rows))]
+    except Exception as error:  # noqa: BLE001  (whatever user code or a model raises is the event's reject)
+        if len(rows) == 1:
+            return [(rows, error)]
+        middle = len(rows) // 2
+        return [*run_by_halves(run, rows[:middle]), *run_by_halves(run, rows[middle:])]
+
+
+def _call(feature: DerivedFeature, arguments: Sequence[NDArray[np.generic]], rows: NDArray[np.intp]) -> NDArray[np.generic]:
+    with np.errstate(all="ignore"):
+        values = np.asarray(feature.function(*(a[rows] for a in arguments)))
+    if values.shape != rows.shape:
+        raise ValueError(f"returned shape {values.shape} for {len(rows)} rows")
+    return values.astype(np.float64)
+
+
+def _argument(column: Column) -> NDArray[np.generic]:
+    """What a derived function is given: float64 with NaN for null, or objects with None."""
+    values = column.values
+    if values.dtype == object:
+        return values
+    numbers = values.astype(np.float64)
+    if column.valid is not None:
+        numbers[~column.valid] = np.nan
+    return numbers
+
+
+def to_column(array: pa.Array) -> Column:
+    """An Arrow column as numpy: numbers and booleans in their own type, strings as objects."""
+    if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
+        return Column(array.to_numpy(zero_copy_only=False), _valid(array))
+    if pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())
+    if pa.types.is_temporal(array.type):
+        array = array.cast(pa.int64() if array.type.bit_width == 64 else pa.int32())  # noqa: PLR2004
+    valid = _valid(array)
+    if valid is not None:
+        array = array.fill_null(pa.scalar(0).cast(array.type) if not pa.types.is_boolean(array.type) else False)
+    return Column(array.to_numpy(zero_copy_only=False), valid)
+
+
+def _valid(array: pa.Array) -> Mask | None:
+    if not array.null_count:
+        return None
+    valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
+    return valid

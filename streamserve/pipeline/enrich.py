@@ -1,0 +1,48 @@
+"""Enrich: the columns of a batch become one feature matrix a version.
+
+One round trip to the store for the views of every version at hand, then each version's inputs by column. What two
+versions share is computed once. An event that a version can't be given is a reject of that event alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from streamserve.features.catalogue import Catalogue
+from streamserve.features.columns import BatchColumns
+from streamserve.features.rows import FeatureStore, StoredRows
+from streamserve.models.plan import FeaturePlan
+from streamserve.records import EventBatch, FeatureMatrix
+from streamserve.topology import View
+
+
+def open_columns(
+    catalogue: Catalogue, events: EventBatch, plans: Sequence[FeaturePlan], store: FeatureStore
+) -> BatchColumns:
+    """The batch's columns, with the stored rows of every view that one of the plans reads."""
+    views: dict[str, View] = {}
+    for plan in plans:
+        views.update({view.name: catalogue.views[view.name] for view in plan.views})
+    return BatchColumns(catalogue, events, StoredRows(list(views.values()), events, store))
+
+
+def build_matrix(
+    version: str, plan: FeaturePlan, columns: BatchColumns, rows: np.ndarray[tuple[int], np.dtype[np.intp]]
+) -> FeatureMatrix:
+    """The inputs of one version for these events (indices into the EventBatch, ascending)."""
+    before = set(columns.rejects)
+    inputs: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = plan.fill(columns)
+    chosen = rows
+    if columns.rejects:
+        bad = np.fromiter(columns.rejects, np.intp, len(columns.rejects))
+        chosen = rows[~np.isin(rows, bad)]
+    if len(chosen) != len(columns.events):
+        inputs = {name: values[chosen] for name, values in inputs.items()}
+    names = tuple(view.name for view in plan.views)
+    status = np.empty((len(chosen), len(names)), np.uint8)
+    for place, view in enumerate(plan.views):
+        status[:, place] = columns.stored.view(view).status[chosen]
+    new = tuple(columns.rejects[row] for row in sorted(set(columns.rejects) - before))
+    return FeatureMatrix(version, chosen, inputs, names, status, new)

@@ -1,0 +1,180 @@
+"""The pipeline: one micro-batch through decode, enrich, route, score, emit. Bytes in, bytes out, time passed in.
+
+The same object runs in a worker, in the tests, over recorded events and behind `streamserve explain`. It holds no
+state between batches and may run several at once; their order is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from streamserve.features.catalogue import Catalogue
+from streamserve.features.rows import FeatureStore
+from streamserve.models.plan import FeaturePlan
+from streamserve.pipeline import emit, prediction
+from streamserve.pipeline.decode import EventDecoder
+from streamserve.pipeline.emit import TimestampLimits
+from streamserve.pipeline.enrich import build_matrix, open_columns
+from streamserve.pipeline.prediction import Provenance
+from streamserve.pipeline.route import route
+from streamserve.pipeline.score import Scorer
+from streamserve.records import (
+    Assignment,
+    ControlView,
+    EventBatch,
+    FeatureMatrix,
+    OutputBatch,
+    RawBatch,
+    Reject,
+    Scores,
+    Stage,
+    StageTimes,
+    TopicPartition,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVersion:
+    """A version ready to answer: how its inputs are filled, and its scorer."""
+
+    plan: FeaturePlan
+    scorer: Scorer
+
+
+class Versions(Protocol):
+    def get(self, version: str) -> LoadedVersion:
+        """A version that is loaded and warm."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything that is known of a batch on its way; what `explain` and the tests look into."""
+
+    events: EventBatch
+    assignment: Assignment
+    matrices: tuple[FeatureMatrix, ...]
+    scores: tuple[Scores, ...]
+    rejects: tuple[Reject, ...]
+    times: Mapping[str, int]
+
+
+class Pipeline:
+    """A topology's pipeline.
+
+    Args:
+        clock_ns: monotonic nanoseconds, for the stage times; the pipeline owns no clock.
+        release: of streamserve, written into dead letters.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        decoder: EventDecoder,
+        versions: Versions,
+        store: FeatureStore,
+        *,
+        schema_id: int,
+        limits: TimestampLimits,
+        release: str,
+        clock_ns: Callable[[], int],
+    ) -> None:
+        topology = catalogue.topology
+        self._catalogue, self._decoder, self._versions, self._store = catalogue, decoder, versions, store
+        self._limits, self._release, self._clock_ns = limits, release, clock_ns
+        self._about = Provenance(
+            topology=topology.name,
+            model=topology.model,
+            event_id=topology.source.id,
+            has_event_time=topology.source.event_time is not None,
+            schema_id=schema_id,
+        )
+        self._predictions, self._dead_letters = topology.topic("predictions"), topology.topic("dead-letters")
+
+    def run(self, raw: RawBatch, view: ControlView) -> Result:
+        """Everything up to the scores.
+
+        Raises:
+            SignatureError: a model's output is not what its manifest says; nothing of the batch may be emitted.
+        """
+        marks = [self._clock_ns()]
+        events = self._decoder.decode(raw)
+        marks.append(self._clock_ns())
+        assignment = route(events, view)
+        loaded = {
+            name: self._versions.get(name)
+            for place, name in enumerate(assignment.versions)
+            if (assignment.version == place).any()
+        }
+        marks.append(self._clock_ns())
+        columns = open_columns(self._catalogue, events, [v.plan for v in loaded.values()], self._store)
+        matrices = tuple(
+            build_matrix(name, version.plan, columns, assignment.rows_of(name))
+            for name, version in loaded.items()
+        )
+        marks.append(self._clock_ns())
+        scores = tuple(loaded[m.version].scorer.score(m, events.rows) for m in matrices)
+        marks.append(self._clock_ns())
+        rejects = (
+            *events.rejects,
+            *(reject for matrix in matrices for reject in matrix.rejects),
+            *(reject for said in scores for reject in said.rejects),
+        )
+        stages = (Stage.DECODE, Stage.ROUTE, Stage.ENRICH, Stage.SCORE)
+        times = {stage.value: int(ns) for stage, ns in zip(stages, np.diff(marks), strict=True)}
+        return Result(events, assignment, matrices, scores, rejects, times)
+
+    def process(self, raw: RawBatch, view: ControlView, now_ms: int) -> OutputBatch:
+        """What a batch causes, ready to be sent. now_ms: the wall clock, milliseconds since 1970."""
+        result = self.run(raw, view)
+        started = self._clock_ns()
+        rows, values = prediction.encode(
+            result.events, result.assignment, result.matrices, result.scores, self._about, now_ms
+        )
+        outgoing = [
+            emit.predictions(raw, result.events.rows[rows], values, self._predictions, self._limits, now_ms)
+        ]
+        if result.rejects:
+            outgoing.append(emit.dead_letters(raw, result.rejects, self._dead_letters, self._release))
+        times = {**result.times, Stage.EMIT.value: self._clock_ns() - started}
+        return OutputBatch(
+            raw=raw,
+            outgoing=tuple(outgoing),
+            covers=covers(raw),
+            events=len(rows),
+            rejects=result.rejects,
+            decisions=_count_decisions(result.scores),
+            statuses=_count_statuses(result.matrices),
+            times=StageTimes(times),
+        )
+
+
+def covers(raw: RawBatch) -> dict[TopicPartition, tuple[int, int]]:
+    """For each partition of a batch, its first offset and the one after its last."""
+    found = {}
+    for partition in np.unique(raw.partitions):
+        offsets = raw.offsets[raw.partitions == partition]
+        found[raw.topic, int(partition)] = (int(offsets[0]), int(offsets[-1]) + 1)
+    return found
+
+
+def _count_decisions(scores: tuple[Scores, ...]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for said in scores:
+        counts = np.bincount(said.decisions + 1, minlength=len(said.labels) + 1)
+        total.update({label: int(n) for label, n in zip(("", *said.labels), counts, strict=False) if n})
+    return dict(total)
+
+
+def _count_statuses(matrices: tuple[FeatureMatrix, ...]) -> dict[tuple[str, int], int]:
+    total: Counter[tuple[str, int]] = Counter()
+    for matrix in matrices:
+        for place, name in enumerate(matrix.views):
+            counts = np.bincount(matrix.status[:, place])
+            total.update({(name, status): int(n) for status, n in enumerate(counts) if n})
+    return dict(total)

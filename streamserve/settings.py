@@ -1,0 +1,168 @@
+"""Every knob of a process: unit, default and the reason for the default.
+
+Read from the environment (`STREAMSERVE_...`) or from a `.env` file; nothing here opens a connection.
+What belongs to a stream rather than to a process (features, decision, latency target) stands in the topology.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from streamserve.errors import SettingsError
+
+ClientConfig = Annotated[dict[str, str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings of one process. `Settings.load()` reads them and explains what does not fit."""
+
+    model_config = SettingsConfigDict(env_prefix="STREAMSERVE_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(
+        default=Path(".streamserve"),
+        description="Folder of local state: services, caches, demo data. One folder, safe to delete.",
+    )
+    bootstrap: str | None = Field(
+        default=None,
+        description="Kafka bootstrap servers, host:port,... Unset: the local broker of `streamserve dev up`.",
+    )
+    redis_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="redis://, rediss:// or unix:// URL. Unset: the local Redis of `streamserve dev up`.",
+    )
+    kafka: ClientConfig = Field(
+        default_factory=dict,
+        repr=False,
+        description="Any librdkafka settings, as JSON; given to every Kafka client that is opened.",
+    )
+    kafka_config: Path | None = Field(
+        default=None,
+        description="A client.properties file (key=value a line): keeps secrets out of the environment.",
+    )
+    redis: ClientConfig = Field(
+        default_factory=dict,
+        repr=False,
+        description="Any redis-py connection settings, as JSON (ssl_ca_certs, username, ...).",
+    )
+    schema_registry_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Confluent-compatible registry. Unset: ids come from the pinned schemas/index.json.",
+    )
+    schema_registry_ca: Path | None = Field(
+        default=None, description="CA file for the schema registry's certificate. Unset: the system's."
+    )
+    registry: Path = Field(
+        default=Path(".streamserve/registry"),
+        description="Folder of model versions: <model>/<version>/manifest.json and what it names.",
+    )
+    schemas: Path = Field(default=Path("schemas"), description="Folder of event schemas and index.json.")
+    web_host: str = Field(
+        default="127.0.0.1",
+        description="Bind address of /live, /ready and /metrics. Loopback: nothing is exposed unasked.",
+    )
+    web_port: int = Field(default=6066, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
+    start: str = Field(
+        default="earliest",
+        description="Where a group without committed offsets starts: earliest, latest, or an ISO time. "
+        "Explicit, because the wrong default silently skips or repeats a topic.",
+    )
+    batch_rows: int = Field(
+        default=2000,
+        ge=1,
+        le=100_000,
+        description="Rows of a micro-batch at most. Cost a row is flat from 512 rows on (ONNX Runtime).",
+    )
+    batches_in_flight: int = Field(
+        default=3,
+        ge=1,
+        le=64,
+        description="Micro-batches between intake and commit: lets Redis, ONNX Runtime and Kafka overlap.",
+    )
+    commit_interval: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Seconds between commits: what is repeated after a crash, against a flush each time.",
+    )
+    store_timeout: float = Field(
+        default=0.25,
+        gt=0,
+        le=30,
+        description="Seconds that Redis may take for a micro-batch before defaults with status TIMEOUT.",
+    )
+    drain_timeout: float = Field(
+        default=20.0,
+        gt=0,
+        description="Seconds to finish what is in flight on SIGTERM; below Kubernetes' 30 s grace.",
+    )
+    start_timeout: float = Field(
+        default=8.0, gt=0, description="Seconds to reach Kafka and Redis at start before giving up with advice."
+    )
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("kafka", "redis", mode="before")
+    @classmethod
+    def _parse_client_config(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SettingsError: a variable's value does not fit; names the variable, never prints a secret.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            name = "STREAMSERVE_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise SettingsError(
+                f"{name} does not fit: {first['msg']}",
+                where="environment or .env",
+                mend=f"set {name} to a fitting value, or unset it for the default",
+            ) from None
+
+    @cached_property
+    def kafka_properties(self) -> dict[str, str]:
+        """The librdkafka settings of the file and of the environment, the latter winning.
+
+        Raises:
+            SettingsError: the file is missing or a line is not key=value.
+        """
+        merged: dict[str, str] = {}
+        if self.kafka_config is not None:
+            merged.update(_read_properties(self.kafka_config))
+        merged.update(self.kafka)
+        return merged
+
+
+def _read_properties(path: Path) -> dict[str, str]:
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(
+            f"the Kafka settings file cannot be read: {error.strerror}",
+            where=str(path),
+            mend="point STREAMSERVE_KAFKA_CONFIG at a readable client.properties file",
+        ) from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped[0] in "#!":
+            continue
+        key, sep, value = stripped.partition("=")
+        if not sep:
+            raise SettingsError(
+                "a line is not key=value", where=f"{path}:{number}", mend="write librdkafka settings as key=value"
+            )
+        found[key.strip()] = value.strip()
+    return found

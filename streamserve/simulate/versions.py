@@ -1,0 +1,100 @@
+"""The versions that a worker has loaded: hash checked, compared with the topology, warm, true to their golden set."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from streamserve.errors import ModelTamperedError, SignatureError
+from streamserve.features.catalogue import Catalogue
+from streamserve.models.golden import GoldenSet
+from streamserve.models.manifest import Input, Manifest
+from streamserve.models.plan import FeaturePlan
+from streamserve.models.registry import Registry
+from streamserve.models.session import Array, Loader, Session
+from streamserve.pipeline.pipeline import LoadedVersion
+from streamserve.pipeline.schemas import EventSchema
+from streamserve.pipeline.score import Scorer
+from streamserve.simulate.golden import check_golden
+
+LOG = logging.getLogger("streamserve.versions")
+
+
+class LoadedVersions:
+    """Loads versions of a topology's model on demand, each once. Safe from several threads."""
+
+    def __init__(
+        self, registry: Registry, catalogue: Catalogue, schema: EventSchema, load: Loader, warm_rows: Sequence[int]
+    ) -> None:
+        self._registry, self._catalogue, self._schema = registry, catalogue, schema
+        self._load, self._warm_rows = load, warm_rows
+        self._loaded: dict[str, LoadedVersion] = {}
+        self._lock = threading.Lock()
+
+    def get(self, version: str) -> LoadedVersion:
+        """The version, loaded and warm.
+
+        Raises:
+            ModelError: it is missing, was tampered with, or does not fit the topology or its golden set.
+        """
+        found = self._loaded.get(version)
+        if found is None:
+            with self._lock:
+                found = self._loaded.get(version) or self._prepare(version)
+                self._loaded[version] = found
+        return found
+
+    def _prepare(self, version: str) -> LoadedVersion:
+        manifest, session = open_version(self._registry, self._catalogue.topology.model, version, self._load)
+        plan = FeaturePlan.of(manifest, self._catalogue)
+        if manifest.golden is not None:
+            path = self._registry.file(manifest, manifest.golden)
+            worst = check_golden(self._catalogue, self._schema, manifest, session, _read_golden(path))
+            LOG.info("%s %s agrees with its golden set (largest difference %g)", manifest.model, version, worst)
+        for rows in self._warm_rows:
+            session.run({given.name: blank(given, rows) for given in manifest.inputs}, _asked(manifest))
+        return LoadedVersion(plan, Scorer(manifest, session))
+
+
+def open_version(registry: Registry, model: str, version: str, load: Loader) -> tuple[Manifest, Session]:
+    """A version's manifest and session, hash and signature checked.
+
+    Raises:
+        ModelError: it is missing, was tampered with, or the file's signature is not the manifest's.
+    """
+    manifest = registry.manifest(model, version)
+    session = load(registry.file(manifest, manifest.file))
+    given = tuple((t.name, t.dtype, t.shape) for t in session.inputs)
+    pinned = tuple((t.name, t.dtype, t.shape) for t in manifest.inputs)
+    if given != pinned:
+        raise SignatureError(
+            f"the inputs of {model} {version} are {given}, its manifest says {pinned}",
+            where=str(registry.folder(model, version)),
+            mend="the manifest was edited: restore it",
+        )
+    return manifest, session
+
+
+def _read_golden(path: Path) -> GoldenSet:
+    try:
+        return GoldenSet.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise ModelTamperedError(f"the golden set can't be read: {error}", where=str(path)) from None
+
+
+def blank(given: Input, rows: int) -> Array:
+    """An input of zeros or empty texts, to warm a session with."""
+    shape = (rows, *(size or 1 for size in given.shape[1:]))
+    if len(given.shape) > 1 and given.shape[-1] is None:
+        shape = (*shape[:-1], len(given.features))
+    if given.dtype == "string":
+        return np.full(shape, "", object)
+    return np.zeros(shape, given.dtype)
+
+
+def _asked(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(out.tensor for out in manifest.scores.values()))

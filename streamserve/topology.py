@@ -1,0 +1,339 @@
+"""What a user writes: one typed Python file a topology, checked as it is read.
+
+Import the words from here, name one `Topology`, and hand the file to `streamserve check`. Nothing in this module
+opens a connection, reads a model or knows how a feature is computed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from streamserve.errors import TopologyError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=120)]
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]+$", max_length=200)]
+Path_ = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+Part = Literal["minute", "hour", "weekday", "day", "month", "dayofyear"]
+Column: TypeAlias = NDArray[np.generic]
+
+
+class _Word(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Source(_Word):
+    """Where events come from.
+
+    Args:
+        topic: the source topic.
+        schema: Avro schema file of the events, relative to the schemas folder; describes JSON events too.
+        format: "avro" (Confluent wire format) or "json".
+        key: path of the entity key; the record key where the producers set it from this path.
+        event_time: path of the event's own time; None: the record's timestamp.
+        id: path of the event's own id, carried into predictions; None: no id but the position.
+        partitions: how many `streamserve topics apply` creates.
+    """
+
+    topic: TopicName
+    schema_file: str = Field(alias="schema")
+    format: Literal["avro", "json"] = "avro"
+    key: Path_ | None = None
+    event_time: Path_ | None = None
+    id: Path_ | None = None
+    partitions: int = Field(default=6, ge=1, le=10_000)
+
+
+class View(_Word):
+    """A feature view: rows of float32 in Redis, a row a key.
+
+    Args:
+        key: event path, or several, whose values make the row's key.
+        max_age: how old a row may be at the event's own time before it is STALE; None: any age.
+        stale: whether a STALE row's values are used or replaced by the defaults.
+        future: the same for a row computed after the event's own time.
+        default: what stands in where there is no value: one number for all fields, or one a field in their order.
+    """
+
+    name: Name
+    key: Names
+    fields: tuple[Name, ...] = Field(min_length=1, max_length=4096)
+    max_age: timedelta | None = None
+    stale: Literal["use", "default"] = "default"
+    future: Literal["use", "default"] = "use"
+    default: float | tuple[float, ...] = float("nan")
+
+    def __init__(self, name: str, **data: object) -> None:
+        super().__init__(name=name, **data)
+
+    @model_validator(mode="after")
+    def _defaults_fit_fields(self) -> Self:
+        if isinstance(self.default, tuple) and len(self.default) != len(self.fields):
+            raise ValueError(f"view {self.name}: {len(self.default)} defaults for {len(self.fields)} fields")
+        if len(set(self.fields)) != len(self.fields):
+            raise ValueError(f"view {self.name}: a field is named twice")
+        return self
+
+    def defaults(self) -> NDArray[np.float32]:
+        """The default row, float32 [len(fields)]."""
+        return np.broadcast_to(np.array(self.default, np.float32), (len(self.fields),))
+
+
+class FieldFeature(_Word):
+    kind: Literal["field"] = "field"
+    name: Name
+    path: Path_
+    default: float | None = None
+
+
+class TextFeature(_Word):
+    kind: Literal["text"] = "text"
+    name: Name
+    path: Path_
+    default: str = ""
+
+
+class CategoryFeature(_Word):
+    kind: Literal["category"] = "category"
+    name: Name
+    path: Path_
+
+
+class PartsFeature(_Word):
+    kind: Literal["parts"] = "parts"
+    path: Path_
+    parts: tuple[Part, ...] = Field(min_length=1)
+    tz: str = "UTC"
+    prefix: str = ""
+
+
+class VectorFeature(_Word):
+    kind: Literal["vector"] = "vector"
+    name: Name
+    path: Path_
+    length: int = Field(ge=1, le=1_000_000)
+
+
+class DerivedFeature(_Word):
+    kind: Literal["derived"] = "derived"
+    name: Name
+    function: Callable[..., Column] = Field(exclude=True)
+    of: Names
+    version: int = 1
+
+
+class StoredFeature(_Word):
+    kind: Literal["stored"] = "stored"
+    view: View
+
+
+Feature = Annotated[
+    FieldFeature
+    | TextFeature
+    | CategoryFeature
+    | PartsFeature
+    | VectorFeature
+    | DerivedFeature
+    | StoredFeature,
+    Field(discriminator="kind"),
+]
+
+
+def field(path: str, *, name: str | None = None, default: float | None = None) -> FieldFeature:
+    """A number or boolean of the event. A null becomes `default`, or NaN where the model's input is a float."""
+    return FieldFeature(name=name or path, path=path, default=default)
+
+
+def text(path: str, *, name: str | None = None, default: str = "") -> TextFeature:
+    """A string of the event, handed to a model whose input is a string. A null becomes `default`."""
+    return TextFeature(name=name or path, path=path, default=default)
+
+
+def category(path: str, *, name: str | None = None) -> CategoryFeature:
+    """A string, integer or boolean coded by the version's vocabulary: 0 missing, 1 unseen, 2.. known values."""
+    return CategoryFeature(name=name or path, path=path)
+
+
+def parts(path: str, *wanted: Part, tz: str = "UTC", prefix: str = "") -> PartsFeature:
+    """Parts of a timestamp, each a feature of its own; weekday counts from Monday = 0."""
+    return PartsFeature(path=path, parts=wanted, tz=tz, prefix=prefix)
+
+
+def vector(path: str, length: int, *, name: str | None = None) -> VectorFeature:
+    """An array<float|double|int> of exactly this length; an event with another length is a dead letter."""
+    return VectorFeature(name=name or path, path=path, length=length)
+
+
+def derived(
+    name: str, function: Callable[..., Column], *, of: str | tuple[str, ...], version: int = 1
+) -> DerivedFeature:
+    """Columns in, column out: `function` gets one numpy array for each name in `of`, returns one as long.
+
+    `of` names features or event paths. Numbers arrive as float64 with NaN for null, strings as object arrays.
+    Raise `version` when the function's meaning changes: model versions pin it.
+    """
+    return DerivedFeature(name=name, function=function, of=of, version=version)
+
+
+def stored(view: View) -> StoredFeature:
+    """All fields of a view, each a feature named `view.field`."""
+    return StoredFeature(view=view)
+
+
+class Output(_Word):
+    """One named score: a column of a model output, or the whole row of it (column None)."""
+
+    tensor: str
+    column: int | None = Field(default=None, ge=0)
+
+
+def output(tensor: str, *, column: int | None = None) -> Output:
+    """A model output by name; one column of it, or all of them."""
+    return Output(tensor=tensor, column=column)
+
+
+class Threshold(_Word):
+    kind: Literal["threshold"] = "threshold"
+    output: str
+    at: float
+    labels: tuple[str, str] = ("false", "true")
+
+
+class Argmax(_Word):
+    kind: Literal["argmax"] = "argmax"
+    output: str
+    labels: tuple[str, ...] | None = None
+
+
+Decision = Annotated[Threshold | Argmax, Field(discriminator="kind")]
+
+
+def threshold(output: str, at: float, *, labels: tuple[str, str] = ("false", "true")) -> Threshold:
+    """The second label where the score is at least `at`, the first below; no decision for NaN."""
+    return Threshold(output=output, at=at, labels=labels)
+
+
+def argmax(output: str, *, labels: tuple[str, ...] | None = None) -> Argmax:
+    """The label of the largest column of a whole-row output (the first of equals); its number without labels."""
+    return Argmax(output=output, labels=labels)
+
+
+class Topology(_Word):
+    """A stream from a source topic through a model to `<name>.predictions`.
+
+    Args:
+        features: the catalogue; each model version picks from it, by name and in its own order.
+        model: name in the registry; which version is in force stands in the control log.
+        outputs: names of the scores that predictions carry.
+        decision: threshold, argmax, or None.
+        target_p99_ms: latency that micro-batching aims at, from a record's arrival to its prediction.
+    """
+
+    name: TopicName
+    source: Source
+    features: tuple[Feature, ...] = Field(min_length=1)
+    model: Name
+    outputs: Mapping[str, Output] = Field(min_length=1)
+    decision: Decision | None = None
+    delivery: Literal["at_least_once"] = "at_least_once"
+    target_p99_ms: float = Field(default=20.0, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.decision is not None:
+            self._check_decision(self.decision)
+        seen: dict[str, View] = {}
+        for view in self.views:
+            if view.name in seen:
+                raise ValueError(f"two views are named {view.name!r}; give each its own name")
+            seen[view.name] = view
+        return self
+
+    def _check_decision(self, decision: Threshold | Argmax) -> None:
+        chosen = self.outputs.get(decision.output)
+        if chosen is None:
+            raise ValueError(
+                f"decision is on output {decision.output!r}; the outputs are {sorted(self.outputs)}"
+            )
+        if decision.kind == "argmax" and chosen.column is not None:
+            raise ValueError(f"argmax needs the whole row of {decision.output!r}: leave out column=")
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return tuple(f.view for f in self.features if f.kind == "stored")
+
+    def topic(self, suffix: str) -> str:
+        """The name of an output topic, e.g. topic("predictions")."""
+        return f"{self.name}.{suffix}"
+
+
+def days(count: float) -> timedelta:
+    return timedelta(days=count)
+
+
+def hours(count: float) -> timedelta:
+    return timedelta(hours=count)
+
+
+def minutes(count: float) -> timedelta:
+    return timedelta(minutes=count)
+
+
+def load_topology(path: Path) -> Topology:
+    """Run a topology file and return the one `Topology` that it names.
+
+    Raises:
+        TopologyError: no such file, it fails, or it names none or several; says which line or field.
+    """
+    if not path.is_file():
+        raise TopologyError("there is no such topology file", where=str(path), mend="see topologies/ for examples")
+    spec = importlib.util.spec_from_file_location(f"streamserve_topology_{path.stem}", path)
+    assert spec is not None  # noqa: S101  (a .py file always has a loader)
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ValidationError as error:
+        raise TopologyError(_explain(error), where=str(path), mend="see the docstrings of streamserve.topology") from None
+    except Exception as error:
+        line = _line_of(error, path)
+        raise TopologyError(
+            f"the file fails as it is read: {type(error).__name__}: {error}",
+            where=f"{path}:{line}" if line else str(path),
+            mend="run it with python to see the whole traceback",
+        ) from error
+    found = [value for value in vars(module).values() if isinstance(value, Topology)]
+    if len(found) != 1:
+        raise TopologyError(
+            f"the file names {len(found)} topologies, expected exactly one",
+            where=str(path),
+            mend="assign one Topology(...) to a name at the top level",
+        )
+    return found[0]
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False)[:5]:
+        place = ".".join(str(part) for part in item["loc"])
+        lines.append(f"{error.title}{'.' + place if place else ''}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
+
+
+def _line_of(error: BaseException, path: Path) -> int | None:
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == str(path):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return getattr(error, "lineno", None) if isinstance(error, SyntaxError) else line
