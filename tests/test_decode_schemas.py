@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from streamserve.errors import SchemaError
 from streamserve.pipeline.schemas import EventSchema
+
 from test_decode_support import field, logical, parse, record
 
 INNER = record(field("temp", ["null", "double"], default=None), field("wind", "float"), name="Weather")

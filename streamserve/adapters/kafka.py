@@ -57,7 +57,7 @@ class Clients:
         return {
             "bootstrap.servers": self.bootstrap,
             "client.id": "streamserve",
-            **{name.replace("_", "."): value for name, value in more.items()},
+            **{name if name == "on_delivery" else name.replace("_", "."): value for name, value in more.items()},
             **self.settings.kafka_properties,
             "error_cb": self._on_error,
         }

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from streamserve.errors import SchemaError, SchemaRegistryError
 from streamserve.pipeline.prediction import PINNED_ID, SCHEMA_TEXT
+from streamserve.pipeline.schemas import EventSchema
 from streamserve.settings import Settings
 
 INDEX = "index.json"
@@ -57,12 +58,16 @@ class PinnedIndex:
         return None if found is None else found[1]
 
     def id_of(self, subject: str, schema: str) -> int:
-        wanted = json.loads(schema)
-        same = [number for number, (_, text) in self._files.items() if json.loads(text) == wanted]
+        wanted = EventSchema.parse(schema, where=subject)
+        same = [
+            number
+            for number, (_, text) in self._files.items()
+            if EventSchema.parse(text, where=str(self._path)).text == wanted.text
+        ]
         named = [number for number in same if self._files[number][0] == subject]
         if not same:
             raise SchemaError(
-                f"no id is pinned for the schema {wanted.get('name')!r} of {subject}",
+                f"no id is pinned for the schema {wanted.name!r} of {subject}",
                 where=str(self._path),
                 mend="add the schema's file to the index under a free id",
             )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from streamserve.records import Int64s
 
 MAX_DECIMAL_DIGITS = 38  # decimal128
+DECIMAL_BITS = 127
 DAY_MS = 86_400_000
 MAX_MESSAGE = 300  # of a reject: it travels in a header of the dead letter
 
@@ -216,7 +217,7 @@ def _decimal(value: Any, scale: int) -> Decimal | None:
     if raw is None:
         return None
     unscaled = int.from_bytes(raw, "big", signed=True)
-    if len(raw) > 17:  # noqa: PLR2004 (38 digits are 16 bytes; str() of a megabyte of digits takes minutes)
+    if unscaled.bit_length() > DECIMAL_BITS:  # str() of a megabyte of digits would take minutes
         raise ValueError("a decimal of more than 38 digits")
     return Decimal((int(unscaled < 0), tuple(map(int, str(abs(unscaled)))), -scale))
 

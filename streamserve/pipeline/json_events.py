@@ -1,8 +1,7 @@
 """JSON events, described by the same Avro schema as Avro ones, to the same columns.
 
 The conventions are plain JSON's, not Avro's own JSON encoding: a union is null or the bare value; a time is a
-number of its unit or an ISO 8601 text; an int may be written 3.0. What must not enter: Kafka, schema ids,
-Arrow arrays (they are built by `columns`).
+number of its unit or an ISO 8601 text; an int may be written 3.0. What must not enter: Kafka, schema ids.
 """
 
 from __future__ import annotations
@@ -14,15 +13,19 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Never
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from streamserve.errors import SchemaError
-from streamserve.pipeline.columns import Column, Part, build_rows, reject
-from streamserve.pipeline.schemas import Node, in_words, shown
+from streamserve.pipeline.columns import MISFITS, Column, Part, reject
+from streamserve.pipeline.schemas import Field, Node, in_words, shown
 from streamserve.records import Reject
 
 Convert = Callable[[Any], Any]
 
 _EXACT_FLOAT = 1 << 53  # above it a float that looks integral may stand for its neighbour
-_FLOAT32_MAX = 3.4028234663852886e38
+_FLOAT32_END = 3.4028235677973366e38  # from here on a float32 is infinite
 _RANGES = {"int": (-(1 << 31), (1 << 31) - 1), "long": (-(1 << 63), (1 << 63) - 1)}
 _PER_SECOND = {"millis": 1_000, "micros": 1_000_000, "nanos": 1_000_000_000}
 _CLOCK = r"(\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?"
@@ -132,14 +135,14 @@ def _integer_converter(node: Node) -> Convert:
 
 
 def _float_converter(node: Node) -> Convert:
-    limit = math.inf if node.kind == "double" else _FLOAT32_MAX
+    limit = math.inf if node.kind == "double" else _FLOAT32_END
 
     def convert(value: Any) -> float:
         try:
             number = float(value) if type(value) in (int, float) else math.nan
         except OverflowError:
             number = math.nan
-        if not math.isfinite(number) or abs(number) > limit:  # 1e999 is parsed as infinity
+        if not math.isfinite(number) or abs(number) >= limit:  # 1e999 is parsed as infinity
             raise DoesNotFitError(value, node.kind)
         return number
 
@@ -301,55 +304,118 @@ class JsonReader:
                 raise SchemaError(what, where=where, mend=mend) from None
 
     def read(self, values: Sequence[bytes | None]) -> tuple[list[Part], list[Reject]]:
-        good, rejects, picked = list[int](), list[Reject](), [list[Any]() for _ in self._columns]
+        rows, events, rejects = list[int](), list[dict[str, Any]](), list[Reject]()
         for row, value in enumerate(values):
             try:
-                found = self._event(value)
-            except _RejectedError as error:
-                rejects.append(reject(row, *error.args))
-                continue
-            good.append(row)
-            for column, one in zip(picked, found, strict=True):
-                column.append(one)
-        part, misfits = build_rows(self._columns, good, picked)
-        rejects += [
-            reject(row, "DoesNotFit", f"{path}: {shown(what)}") for row, (path, what) in misfits.items()
-        ]
-        return [part], rejects
-
-    def _event(self, value: bytes | None) -> list[Any]:
-        if not value:
-            raise _RejectedError("Tombstone", "the record has no value")
-        try:
-            event = parse(value)
-            return [
-                self._pick(c, convert, event)
-                for c, convert in zip(self._columns, self._converts, strict=True)
+                events.append(parse(value) if value else {})
+                rows.append(row)
+            except NotJsonError as error:
+                rejects.append(reject(row, "NotJson", str(error)))
+        if not all(values):
+            rejects += [
+                reject(row, "Tombstone", "the record has no value") for row, v in enumerate(values) if not v
             ]
-        except NotJsonError as error:
-            raise _RejectedError("NotJson", str(error)) from None
-        except DoesNotFitError as error:
-            raise _RejectedError("DoesNotFit", f"{error.path.lstrip('.')}: {error}") from None
+            there = [i for i, row in enumerate(rows) if values[row]]
+            rows, events = [rows[i] for i in there], [events[i] for i in there]
+        arrays = [whole(column, events) for column in self._columns]
+        if any(array is None for array in arrays):
+            return self._look_closer(rows, events, arrays, rejects)
+        return [Part(np.array(rows, np.int64), arrays)], rejects
 
-    def _pick(self, column: Column, convert: Convert, event: Any) -> Any:
-        path = ""
-        for at, f in enumerate(column.trail):
-            if not isinstance(event, dict):
-                error = DoesNotFitError(event, in_words(column.trail[at - 1].node))
-                error.path = path
-                raise error
-            path += f".{f.name}"
-            if f.name not in event:
-                if f.has_default:
-                    return column.pick(f.default, at + 1)
-                if f.node.without_null()[1]:
-                    return None
-                raise _absent(path, in_words(f.node))
-            event = event[f.name]
-            if event is None and f.node.without_null()[1]:
+    def _look_closer(
+        self,
+        rows: list[int],
+        events: list[dict[str, Any]],
+        arrays: list[pa.Array | None],
+        rejects: list[Reject],
+    ) -> tuple[list[Part], list[Reject]]:
+        """Converts value by value the columns that did not come out whole."""
+        misfits: dict[int, str] = {}
+        built: list[list[Any]] = []
+        for column, convert, array in zip(self._columns, self._converts, arrays, strict=True):
+            built.append([None] * len(rows))
+            for i, event in enumerate(events if array is None else ()):
+                try:
+                    built[-1][i] = pick(column, convert, event)
+                except DoesNotFitError as error:
+                    misfits.setdefault(i, f"{error.path.lstrip('.')}: {error}")
+        rejects += [reject(rows[i], "DoesNotFit", message) for i, message in misfits.items()]
+        good = [i for i in range(len(rows)) if i not in misfits]
+        found = [
+            column.build([values[i] for i in good])
+            if array is None
+            else array.take(pa.array(good, pa.int64()))
+            for column, values, array in zip(self._columns, built, arrays, strict=True)
+        ]
+        return [Part(np.array([rows[i] for i in good], np.int64), found)], rejects
+
+
+def pick(column: Column, convert: Convert, event: Any) -> Any:
+    """The converted value at the path of one event."""
+    path = ""
+    for at, f in enumerate(column.trail):
+        if not isinstance(event, dict):
+            error = DoesNotFitError(event, in_words(column.trail[at - 1].node))
+            error.path = path
+            raise error
+        path += f".{f.name}"
+        if f.name not in event:
+            if f.has_default:
+                return column.pick(f.default, at + 1)
+            if f.node.without_null()[1]:
                 return None
-        return _inside(path, convert, event)
+            raise _absent(path, in_words(f.node))
+        event = event[f.name]
+        if event is None and f.node.without_null()[1]:
+            return None
+    return _inside(path, convert, event)
 
 
-class _RejectedError(Exception):
-    """One event that can't be taken: the class for the reject, and its message."""
+# ---- whole columns: a converter a value costs 20 of 31 us an event of 19 columns
+
+_KINDS: dict[str, set[type]] = {
+    "boolean": {bool},
+    "int": {int},
+    "long": {int},
+    "float": {int, float},
+    "double": {int, float},
+    "string": {str},
+    "enum": {str},
+    "record": {dict},
+}
+
+
+def whole(column: Column, events: Sequence[Any]) -> pa.Array | None:
+    """The column, where all of its values are plainly of its type; None: they need a look one by one."""
+    try:
+        values = events
+        for f in column.trail:
+            values = _step(f, values)
+        array = column.build(values)
+    except (*MISFITS, _NotPlainError):
+        return None
+    kind = column.node.without_null()[0].kind
+    if kind in ("float", "double") and not pc.all(pc.is_finite(array), min_count=0).as_py():
+        return None
+    return array
+
+
+class _NotPlainError(Exception):
+    pass
+
+
+def _step(f: Field, values: Sequence[Any]) -> list[Any]:
+    node, nullable = f.node.without_null()
+    name, default = f.name, f.default
+    if nullable or f.has_default:
+        found = [None if value is None else value.get(name, default) for value in values]
+    else:
+        found = [None if value is None else value[name] for value in values]
+    kinds = set(map(type, found)) - {type(None)}
+    if not kinds <= _KINDS.get(node.kind, set()) or (
+        not nullable and found.count(None) != values.count(None)
+    ):
+        raise _NotPlainError
+    if node.kind == "enum" and not set(found) <= {None, *node.symbols}:
+        raise _NotPlainError
+    return found

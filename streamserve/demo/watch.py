@@ -1,0 +1,115 @@
+"""What the demo shows while it runs: counts, rate, latency, decisions and feature statuses of the predictions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow.compute as pc
+
+from streamserve.adapters.follow import Follower
+from streamserve.adapters.kafka import Clients
+from streamserve.adapters.schema_ids import SchemaIds
+from streamserve.pipeline.decode import EventDecoder
+from streamserve.pipeline.prediction import SCHEMA_TEXT
+from streamserve.pipeline.schemas import EventSchema
+from streamserve.records import RawBatch
+from streamserve.topology import Topology
+
+PATHS = ("event_id", "decision", "scores", "feature_status", "source_timestamp", "prediction_id")
+RECENT_S = 2.0
+MINUTE_MS = 60_000
+
+
+@dataclass
+class Totals:
+    """Everything seen so far. latencies: milliseconds from a record's timestamp to its prediction's arrival."""
+
+    predictions: int = 0
+    dead_letters: int = 0
+    decisions: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
+    scores: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = field(default_factory=list)
+    event_ids: list[str] = field(default_factory=list)
+    latencies: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = field(default_factory=list)
+    last_id: str = ""
+    first_at: float | None = None
+
+    def percentiles(self, batches: int | None = None) -> tuple[float, float]:
+        """p50 and p99 in milliseconds, of the last batches or of all."""
+        chosen = self.latencies if batches is None else self.latencies[-batches:]
+        if not chosen:
+            return float("nan"), float("nan")
+        p50, p99 = np.percentile(np.concatenate(chosen), (50, 99))
+        return float(p50), float(p99)
+
+
+class Watch:
+    """Follows predictions and dead letters from a thread of its own until `close`."""
+
+    def __init__(self, clients: Clients, topology: Topology, ids: SchemaIds) -> None:
+        self.totals = Totals()
+        self._score = next(iter(topology.outputs))
+        self._dead_letters = topology.topic("dead-letters")
+        self._follower = Follower(clients, [topology.topic("predictions"), self._dead_letters])
+        schema = EventSchema.parse(SCHEMA_TEXT)
+        self._decoder = EventDecoder(schema, format="avro", paths=PATHS, event_time=None, writers=ids)
+        self._closing = threading.Event()
+        self._recent: deque[tuple[float, int]] = deque()
+        self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join(5)
+        self._follower.close()
+
+    @property
+    def rate(self) -> float:
+        """Predictions a second over the last two."""
+        now = time.monotonic()
+        while self._recent and self._recent[0][0] < now - RECENT_S:
+            self._recent.popleft()
+        return sum(count for _, count in list(self._recent)) / RECENT_S
+
+    def _main(self) -> None:
+        try:
+            while not self._closing.is_set():
+                for batch in self._follower.poll(0.1):
+                    self._take(batch)
+        except BaseException as error:  # noqa: BLE001  (shown by the demo, which ends with it)
+            self.failure = error
+
+    def _take(self, batch: RawBatch) -> None:
+        totals = self.totals
+        if batch.topic == self._dead_letters:
+            totals.dead_letters += len(batch)
+            return
+        columns = self._decoder.decode(batch).columns
+        arrived = time.time() * 1000
+        if totals.first_at is None:
+            totals.first_at = time.monotonic()
+        stamps = columns.column("source_timestamp").cast("int64").to_numpy(zero_copy_only=False)
+        totals.latencies.append(arrived - stamps)
+        totals.event_ids.extend(columns.column("event_id").to_pylist())
+        scores = columns.column("scores")
+        totals.scores.append(pc.map_lookup(scores, self._score, "first").to_numpy(zero_copy_only=False))
+        totals.decisions.update(_counts(columns.column("decision")))
+        statuses = columns.column("feature_status")
+        pairs = pc.binary_join_element_wise(statuses.keys, statuses.items, " ")
+        for text, count in _counts(pairs).items():
+            view, _, status = text.partition(" ")
+            totals.statuses[view, status] += count
+        totals.last_id = columns.column("prediction_id")[len(columns) - 1].as_py()
+        totals.predictions += len(columns)
+        self._recent.append((time.monotonic(), len(columns)))
+
+
+def _counts(column: object) -> dict[str, int]:
+    return {str(pair["values"]): pair["counts"] for pair in pc.value_counts(column).to_pylist()}
