@@ -104,7 +104,9 @@ class Settings(BaseSettings):
         description="Seconds to finish what is in flight on SIGTERM; below Kubernetes' 30 s grace.",
     )
     start_timeout: float = Field(
-        default=8.0, gt=0, description="Seconds to reach Kafka and Redis at start before giving up with advice."
+        default=8.0,
+        gt=0,
+        description="Seconds to reach Kafka and Redis at start before giving up with advice.",
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
@@ -162,7 +164,9 @@ def _read_properties(path: Path) -> dict[str, str]:
         key, sep, value = stripped.partition("=")
         if not sep:
             raise SettingsError(
-                "a line is not key=value", where=f"{path}:{number}", mend="write librdkafka settings as key=value"
+                "a line is not key=value",
+                where=f"{path}:{number}",
+                mend="write librdkafka settings as key=value",
             )
         found[key.strip()] = value.strip()
     return found

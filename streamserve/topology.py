@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,9 @@ class View(_Word):
     future: Literal["use", "default"] = "use"
     default: float | tuple[float, ...] = float("nan")
 
-    def __init__(self, name: str, **data: object) -> None:
-        super().__init__(name=name, **data)
+    def __init__(self, name: str, **data: Any) -> None:
+        data["name"] = name
+        super().__init__(**data)
 
     @model_validator(mode="after")
     def _defaults_fit_fields(self) -> Self:
@@ -137,13 +138,7 @@ class StoredFeature(_Word):
 
 
 Feature = Annotated[
-    FieldFeature
-    | TextFeature
-    | CategoryFeature
-    | PartsFeature
-    | VectorFeature
-    | DerivedFeature
-    | StoredFeature,
+    FieldFeature | TextFeature | CategoryFeature | PartsFeature | VectorFeature | DerivedFeature | StoredFeature,
     Field(discriminator="kind"),
 ]
 
@@ -261,9 +256,7 @@ class Topology(_Word):
     def _check_decision(self, decision: Threshold | Argmax) -> None:
         chosen = self.outputs.get(decision.output)
         if chosen is None:
-            raise ValueError(
-                f"decision is on output {decision.output!r}; the outputs are {sorted(self.outputs)}"
-            )
+            raise ValueError(f"decision is on output {decision.output!r}; the outputs are {sorted(self.outputs)}")
         if decision.kind == "argmax" and chosen.column is not None:
             raise ValueError(f"argmax needs the whole row of {decision.output!r}: leave out column=")
 
@@ -272,7 +265,7 @@ class Topology(_Word):
         return tuple(f.view for f in self.features if f.kind == "stored")
 
     def topic(self, suffix: str) -> str:
-        """The name of an output topic, e.g. topic("predictions")."""
+        """The name of one of its output topics, by suffix: "predictions", "dead-letters", ..."""
         return f"{self.name}.{suffix}"
 
 
@@ -304,7 +297,9 @@ def load_topology(path: Path) -> Topology:
     try:
         spec.loader.exec_module(module)
     except ValidationError as error:
-        raise TopologyError(_explain(error), where=str(path), mend="see the docstrings of streamserve.topology") from None
+        raise TopologyError(
+            _explain(error), where=str(path), mend="see the docstrings of streamserve.topology"
+        ) from None
     except Exception as error:
         line = _line_of(error, path)
         raise TopologyError(

@@ -8,10 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyruhvro
 import pytest
-from streamserve.errors import SchemaError, SchemaRegistryError
-from streamserve.pipeline.decode import EventDecoder
-from streamserve.records import Stage
-
 from test_decode_support import (
     avro,
     both,
@@ -27,6 +23,10 @@ from test_decode_support import (
     raw_batch,
     record,
 )
+
+from streamserve.errors import SchemaError, SchemaRegistryError
+from streamserve.pipeline.decode import EventDecoder
+from streamserve.records import Stage
 
 WEATHER = record(
     field("observed", logical("long", "timestamp-millis")),
@@ -78,9 +78,7 @@ def test_events_become_sorted_columns_of_the_canonical_types() -> None:
         assert batch.columns.schema.field(path).type == parse(FLIGHT).column_type(path).arrow
     assert batch.rows.tolist() == list(range(50))
     assert batch.event_times.tolist() == list(range(1_000, 1_050))
-    assert plain(batch.columns.column("weather.temp")) == [
-        (flight(i)["weather"] or {}).get("temp") for i in range(50)
-    ]
+    assert plain(batch.columns.column("weather.temp")) == [(flight(i)["weather"] or {}).get("temp") for i in range(50)]
     assert plain(batch.columns.column("weather.gusts")) == [
         (flight(i)["weather"] or {}).get("gusts") for i in range(50)
     ]
@@ -265,9 +263,7 @@ def test_only_panics_of_rust_are_caught(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- schema ids
 
 
-@pytest.mark.parametrize(
-    "ids", [(1, 2), (0x7FC0_0000, 0xFFC0_0000), (0x0100_807F, 0x0200_807F), (0, 1 << 31)]
-)
+@pytest.mark.parametrize("ids", [(1, 2), (0x7FC0_0000, 0xFFC0_0000), (0x0100_807F, 0x0200_807F), (0, 1 << 31)])
 def test_schema_ids_are_told_apart_whatever_float_their_bits_are(ids: tuple[int, int]) -> None:
     other = record(field("flight", "int"), field("id", "string"), name="Event")
     values = [
@@ -275,9 +271,7 @@ def test_schema_ids_are_told_apart_whatever_float_their_bits_are(ids: tuple[int,
         for i in range(60)
     ]
     writers = {ids[0]: FLIGHT, ids[1]: other}
-    batch = both(
-        record(field("flight", "int"), field("id", "string")), ["flight", "id"], values, writers=writers
-    )
+    batch = both(record(field("flight", "int"), field("id", "string")), ["flight", "id"], values, writers=writers)
     assert plain(batch.columns.column("flight")) == list(range(60))
     assert plain(batch.columns.column("id")) == [f"UA{i}" if i % 3 else "o" for i in range(60)]
 

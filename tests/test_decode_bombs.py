@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import contextmanager
 from time import process_time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from test_decode_support import avro, both, faults, field, framed, long, raw_batch, record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NODE = record(field("v", "int"), field("next", ["null", "Node"]), name="Node")
 NULLS = record(field("a", "null"), field("b", "null"), name="Nulls")
@@ -50,9 +51,7 @@ BOMBS = {
 }
 
 
-NO_COLUMN = {
-    name for name in BOMBS if "null" in name or "itself" in name or "deep" in name or "entries" in name
-}
+NO_COLUMN = {name for name in BOMBS if "null" in name or "itself" in name or "deep" in name or "entries" in name}
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -86,9 +85,7 @@ def test_a_schema_that_doubles_at_every_level_is_refused() -> None:
         inner = record(field("a", inner), field("b", f"L{level - 1}"), name=f"L{level}")
     writer = record(field("x", inner), field("end", "int"))
     with cheaply():
-        batch = avro(record(field("end", "int")), ["end"], writers={1: writer}).decode(
-            raw_batch([framed(b"\x02")])
-        )
+        batch = avro(record(field("end", "int")), ["end"], writers={1: writer}).decode(raw_batch([framed(b"\x02")]))
     assert faults(batch) == [(0, "IncompatibleSchema")]
 
 
@@ -100,9 +97,7 @@ def test_a_writer_schema_nested_too_deep_is_refused() -> None:
         + "}" * 9_000
         + "}]}"
     )
-    batch = avro(record(field("end", "int", default=1)), ["end"], writers={1: text}).decode(
-        raw_batch([framed(b"")])
-    )
+    batch = avro(record(field("end", "int", default=1)), ["end"], writers={1: text}).decode(raw_batch([framed(b"")]))
     assert faults(batch) == [(0, "IncompatibleSchema")]
 
 

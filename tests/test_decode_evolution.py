@@ -1,4 +1,4 @@
-"""Promise: an event written with another schema reads as Avro says it does, on both paths, or says why it can't."""
+"""Promise: an event written with another schema reads as Avro says, on both paths, or says why it can't."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import fastavro
 import numpy as np
 import pytest
-from streamserve.pipeline.decode import EventDecoder
-
 from test_decode_support import (
     avro,
     bare,
@@ -25,6 +23,8 @@ from test_decode_support import (
     raw_batch,
     record,
 )
+
+from streamserve.pipeline.decode import EventDecoder
 
 
 def resolved(writer: Any, reader: Any, value: bytes) -> Any:
@@ -134,9 +134,7 @@ def test_added_removed_renamed_and_reordered_fields_stay_on_the_fast_path() -> N
 
 
 def test_broken_rows_of_an_evolved_batch_are_found() -> None:
-    values: list[bytes | None] = [
-        encode(OLD, {"gone": "g", "renamed": i, "inner": None, "k": i}) for i in range(100)
-    ]
+    values: list[bytes | None] = [encode(OLD, {"gone": "g", "renamed": i, "inner": None, "k": i}) for i in range(100)]
     for row in (0, 50, 51, 99):
         values[row] = (values[row] or b"")[:-1]
     batch = both(NEW, ["k", "fresh_text"], values, writers={1: OLD})
@@ -188,9 +186,7 @@ def test_what_can_not_be_read_says_so_for_each_event(name: str) -> None:
 
 
 def test_what_only_some_events_show_rejects_only_those() -> None:
-    writer = record(
-        field("x", ["null", "int"]), field("e", {"type": "enum", "name": "E", "symbols": ["A", "Z"]})
-    )
+    writer = record(field("x", ["null", "int"]), field("e", {"type": "enum", "name": "E", "symbols": ["A", "Z"]}))
     reader = record(field("x", "int"), field("e", {"type": "enum", "name": "E", "symbols": ["A", "B"]}))
     events = [{"x": 1, "e": "A"}, {"x": None, "e": "A"}, {"x": 2, "e": "Z"}, {"x": 3, "e": "A"}]
     batch = both(reader, ["x", "e"], [encode(writer, one) for one in events], writers={1: writer})
@@ -208,9 +204,7 @@ def test_a_field_that_nobody_reads_may_change_as_it_likes() -> None:
 
 def test_an_alias_never_takes_what_was_written_for_a_field_of_that_name() -> None:
     reader = record(field("a", "int", aliases=["b"], default=-1), field("b", "int", default=-2))
-    batch = both(
-        reader, ["a"], [encode(record(field("b", "int")), {"b": 5})], writers={1: record(field("b", "int"))}
-    )
+    batch = both(reader, ["a"], [encode(record(field("b", "int")), {"b": 5})], writers={1: record(field("b", "int"))})
     assert plain(batch.columns.column("a")) == [-1]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_decode_support import avro, encode, faults, field, logical, parse, plain, raw_batch, record, told
+
 from streamserve.errors import SchemaError
 from streamserve.pipeline.decode import EventDecoder
-from streamserve.records import EventBatch
 
-from test_decode_support import avro, encode, faults, field, logical, parse, plain, raw_batch, record, told
+if TYPE_CHECKING:
+    from streamserve.records import EventBatch
 
 ENUM = {"type": "enum", "name": "Origin", "symbols": ["EWR", "JFK"]}
 WEATHER = record(field("temp", ["null", "double"]), field("gust", "float", default=1.5), name="Weather")
@@ -167,9 +169,7 @@ FITS = [
 @pytest.mark.parametrize(("type", "value", "expected"), FITS)
 def test_each_type_takes_what_it_says(type: Any, value: Any, expected: Any, neighbours: int) -> None:
     schema = record(field("x", type))
-    others = [
-        {"x": value if expected is UNSET else expected if not isinstance(type, dict) else value}
-    ] * neighbours
+    others = [{"x": value if expected is UNSET else expected if not isinstance(type, dict) else value}] * neighbours
     batch = decode(schema, ["x"], {"x": value}, *others)
     if expected is UNSET:
         assert [one.error for one in batch.rejects] == ["DoesNotFit"] * (1 + neighbours)

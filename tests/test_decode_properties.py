@@ -11,8 +11,6 @@ import fastavro
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from streamserve.errors import SchemaError
-
 from test_decode_support import (
     avro,
     bare,
@@ -27,6 +25,8 @@ from test_decode_support import (
     record,
     told,
 )
+
+from streamserve.errors import SchemaError
 
 QUIET = settings(
     deadline=None,
@@ -74,22 +74,16 @@ class Types:
         name = f"R{next(self.names)}"
         drawn = [self.type(depth - 1) for _ in range(self.draw(st.integers(1, 4)))]
         fields = [field(f"f{i}", type) for i, (type, _) in enumerate(drawn)]
-        return record(*fields, name=name), st.fixed_dictionaries(
-            {f"f{i}": v for i, (_, v) in enumerate(drawn)}
-        )
+        return record(*fields, name=name), st.fixed_dictionaries({f"f{i}": v for i, (_, v) in enumerate(drawn)})
 
-    def type(self, depth: int) -> tuple[Any, st.SearchStrategy[Any]]:
-        kinds = ["leaf", "leaf", "enum", "nullable"] + (
-            ["record", "array", "map", "union"] if depth > 0 else []
-        )
+    def type(self, depth: int) -> tuple[Any, st.SearchStrategy[Any]]:  # noqa: PLR0911 (a return a kind)
+        kinds = ["leaf", "leaf", "enum", "nullable"] + (["record", "array", "map", "union"] if depth > 0 else [])
         kind = self.draw(st.sampled_from(kinds))
         if kind == "leaf":
             return self.draw(st.sampled_from(list((FAST | (SLOW if self.slow else {})).values())))
         if kind == "enum":
             symbols = self.draw(st.sampled_from([["A"], ["A", "B", "C"]]))
-            return {"type": "enum", "name": f"E{next(self.names)}", "symbols": symbols}, st.sampled_from(
-                symbols
-            )
+            return {"type": "enum", "name": f"E{next(self.names)}", "symbols": symbols}, st.sampled_from(symbols)
         if kind == "record":
             return self.record(depth)
         if kind == "union":
@@ -233,9 +227,7 @@ def evolve(data: st.DataObject, schema: Any) -> Any:
         return data.draw(st.sampled_from(PROMOTED.get(schema, [schema])))
     if schema["type"] != "record":
         return schema
-    fields = [
-        field(f["name"], evolve(data, f["type"])) for f in schema["fields"] if data.draw(st.integers(0, 4))
-    ]
+    fields = [field(f["name"], evolve(data, f["type"])) for f in schema["fields"] if data.draw(st.integers(0, 4))]
     for f in fields:
         if data.draw(st.booleans()) and not isinstance(f["type"], list):
             f["type"] = ["null", f["type"]]

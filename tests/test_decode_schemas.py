@@ -1,4 +1,4 @@
-"""Promise: a topology's schema says of each path what column it is, and of a wrong one what to write instead."""
+"""Promise: a topology's schema says what column each path is, and of a wrong one what to write instead."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 import pyarrow as pa
 import pytest
+from test_decode_support import field, logical, parse, record
+
 from streamserve.errors import SchemaError
 from streamserve.pipeline.schemas import EventSchema
-
-from test_decode_support import field, logical, parse, record
 
 INNER = record(field("temp", ["null", "double"], default=None), field("wind", "float"), name="Weather")
 ORIGIN = {"type": "enum", "name": "Origin", "symbols": ["EWR", "JFK"]}
@@ -71,7 +71,7 @@ def test_an_unknown_path_names_its_neighbours() -> None:
     assert "'weather.temp'" in caught.value.mend
     assert "temp, wind" in caught.value.mend
     assert caught.value.where == "event.avsc"
-    with pytest.raises(SchemaError, match="Did you mean 'weather.temp'") as caught:
+    with pytest.raises(SchemaError, match=r"Did you mean 'weather\.temp'") as caught:
         schema.column_type("temp")
     with pytest.raises(SchemaError, match="goes through 'distance', which is int"):
         schema.column_type("distance.miles")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastavro
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from streamserve.pipeline.decode import AvroGroup, EventDecoder
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.records import EventBatch, RawBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 Json = Any
 
@@ -152,9 +155,7 @@ def both(reader: Json, paths: Iterable[str], values: Sequence[bytes | None], **m
 
 def test_the_comparison_sees_one_other_bit() -> None:
     schema = record(field("x", "double"))
-    one, two = (
-        avro(schema, ["x"]).decode(raw_batch([encode(schema, {"x": x})])) for x in (1.0, 1.0 + 2**-52)
-    )
+    one, two = (avro(schema, ["x"]).decode(raw_batch([encode(schema, {"x": x})])) for x in (1.0, 1.0 + 2**-52))
     assert told(one) != told(two)
 
 

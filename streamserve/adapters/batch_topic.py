@@ -47,7 +47,8 @@ class BatchTopic(Channel[Any]):
 
     def hand_over(self, batch: RawBatch, loop: asyncio.AbstractEventLoop) -> None:
         """Put a batch into the channel, from any thread; the intake's limit bounds what waits here."""
-        asyncio.run_coroutine_threadsafe(self.put(batch), loop)
+        value: Any = batch  # a channel's values need no event around them
+        asyncio.run_coroutine_threadsafe(self.put(value), loop)
 
 
 def batches(app: App, capacity: int) -> BatchTopic:

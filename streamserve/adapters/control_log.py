@@ -38,24 +38,26 @@ class LogReader:
         self._consumer: Consumer = clients.consumer("streamserve-logs", enable_partition_eof=True)
         self.position = 0
         try:
-            count = clients.partitions(self._consumer, topic)
-            if count != 1:
-                raise TopicError(
-                    f"the log has {count} partitions, expected 1",
-                    where=self._where,
-                    mend="create it: `streamserve topics apply <topology file>`",
-                )
-            low, _ = self._watermarks()
-            if low != 0:
-                raise TopicError(
-                    f"the log starts at offset {low}: commands are gone, and workers can't agree any more",
-                    where=self._where,
-                    mend="restore it from a backup; set retention.ms=-1, retention.bytes=-1, cleanup.policy=delete",
-                )
+            self._check(clients.partitions(self._consumer, topic))
         except BaseException:
             self._consumer.close()
             raise
         self._consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+
+    def _check(self, partitions: int) -> None:
+        if partitions != 1:
+            raise TopicError(
+                f"the log has {partitions} partitions, expected 1",
+                where=self._where,
+                mend="create it: `streamserve topics apply <topology file>`",
+            )
+        low, _ = self._watermarks()
+        if low != 0:
+            raise TopicError(
+                f"the log starts at offset {low}: commands are gone, and workers can't agree any more",
+                where=self._where,
+                mend="restore it from a backup; set retention.ms=-1, retention.bytes=-1, cleanup.policy=delete",
+            )
 
     def _watermarks(self) -> tuple[int, int]:
         try:
@@ -118,14 +120,19 @@ def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL) ->
     outcome: list[tuple[KafkaError | None, int]] = []
     producer = clients.producer(message_timeout_ms=int(clients.settings.start_timeout * 1000), linger_ms=0)
     producer.produce(
-        topic, value, key, partition=0, on_delivery=lambda error, message: outcome.append((error, message.offset()))
+        topic,
+        value,
+        key,
+        partition=0,
+        on_delivery=lambda error, message: outcome.append((error, message.offset())),
     )
     producer.flush(clients.settings.start_timeout + 1)
     if not outcome or outcome[0][0] is not None:
         if outcome and outcome[0][0] is not None:
             raise broker_error(outcome[0][0], f"{clients.bootstrap} topic {topic}")
         raise ControlError(
-            "the broker did not acknowledge the command in time", where=clients.bootstrap, mend="send it again: "
-            "a command of the same id is carried out once"
+            "the broker did not acknowledge the command in time",
+            where=clients.bootstrap,
+            mend="send it again: a command of the same id is carried out once",
         )
     return outcome[0][1]

@@ -152,9 +152,7 @@ class Intake:
 
     def _wait_for_room(self) -> bool:
         with self._state:
-            return self._state.wait_for(
-                lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S
-            )
+            return self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
 
     def _readable(self, messages: Sequence[Message]) -> list[Message]:
         good = []
@@ -268,7 +266,5 @@ def to_batch(topic: str, messages: Sequence[Message], epoch: int, started_ns: in
     )
 
 
-def _ints(values: Iterable[int], kind: type[np.generic], count: int) -> np.ndarray[tuple[int], np.dtype]:  # type: ignore[type-arg]
+def _ints(values: Iterable[int], kind: type[np.generic], count: int) -> np.ndarray[tuple[int], np.dtype]:
     return np.fromiter(values, kind, count)
-
-

@@ -16,7 +16,15 @@ from confluent_kafka.admin import AdminClient
 from streamserve.errors import BrokerError
 from streamserve.settings import Settings
 
-__all__ = ["Clients", "Consumer", "KafkaError", "KafkaException", "Producer", "TopicPartition", "broker_error"]
+__all__ = [
+    "Clients",
+    "Consumer",
+    "KafkaError",
+    "KafkaException",
+    "Producer",
+    "TopicPartition",
+    "broker_error",
+]
 
 _Client = TypeVar("_Client")
 LOG = logging.getLogger("streamserve.kafka")

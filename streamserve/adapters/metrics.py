@@ -15,25 +15,35 @@ class Metrics:
 
     def __init__(self, topology: str) -> None:
         self.registry = CollectorRegistry()
-        labels = {"registry": self.registry}
+        on = self.registry
         self._topology = topology
-        self._events = Counter("streamserve_predictions_total", "Predictions sent.", ["topology"], **labels)
+        self._events = Counter("streamserve_predictions_total", "Predictions sent.", ["topology"], registry=on)
         self._dead = Counter(
-            "streamserve_dead_letters_total", "Events sent to dead letters.", ["topology", "stage", "error"], **labels
+            "streamserve_dead_letters_total",
+            "Events sent to dead letters.",
+            ["topology", "stage", "error"],
+            registry=on,
         )
         self._decisions = Counter(
-            "streamserve_decisions_total", "Decisions, by label.", ["topology", "decision"], **labels
+            "streamserve_decisions_total", "Decisions, by label.", ["topology", "decision"], registry=on
         )
         self._statuses = Counter(
-            "streamserve_feature_status_total", "Events by what a view had.", ["topology", "view", "status"], **labels
+            "streamserve_feature_status_total",
+            "Events by what a view had.",
+            ["topology", "view", "status"],
+            registry=on,
         )
         self._stages = Histogram(
-            "streamserve_stage_seconds", "Time of a stage, a batch.", ["topology", "stage"], buckets=SECONDS, **labels
+            "streamserve_stage_seconds",
+            "Time of a stage, a batch.",
+            ["topology", "stage"],
+            buckets=SECONDS,
+            registry=on,
         )
-        self._rows = Histogram("streamserve_batch_rows", "Rows of a batch.", ["topology"], buckets=ROWS, **labels)
-        self.in_flight = Gauge("streamserve_batches_in_flight", "Batches between intake and output.", **labels)
-        self.partitions = Gauge("streamserve_partitions_owned", "Source partitions that this worker owns.", **labels)
-        self.commits = Counter("streamserve_commits_total", "Offset commits that succeeded.", **labels)
+        self._rows = Histogram("streamserve_batch_rows", "Rows of a batch.", ["topology"], buckets=ROWS, registry=on)
+        self.in_flight = Gauge("streamserve_batches_in_flight", "Batches between intake and output.", registry=on)
+        self.partitions = Gauge("streamserve_partitions_owned", "Source partitions that this worker owns.", registry=on)
+        self.commits = Gauge("streamserve_commits", "Offset commits that succeeded since the start.", registry=on)
 
     def record(self, batch: OutputBatch) -> None:
         name = self._topology

@@ -82,9 +82,7 @@ class TopicReader:
         self.topic = topic
         self._where = f"{clients.bootstrap} topic {topic}"
         self._patience = clients.settings.start_timeout
-        self._consumer: Consumer = clients.consumer(
-            HOLD, enable_partition_eof=True, isolation_level="read_committed"
-        )
+        self._consumer: Consumer = clients.consumer(HOLD, enable_partition_eof=True, isolation_level="read_committed")
         try:
             self.partitions = clients.partitions(self._consumer, topic)
         except BaseException:

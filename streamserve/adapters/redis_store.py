@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -54,7 +55,8 @@ class RedisStore:
 
     def fetch(self, keys: Sequence[bytes]) -> Answer:
         try:
-            return Answer(self._redis.mget(keys))
+            rows: Any = self._redis.mget(keys)
+            return Answer(rows)
         except redis.TimeoutError:
             LOG.warning("no answer in time for %d rows; defaults are used", len(keys))
         except redis.RedisError as error:
@@ -79,7 +81,9 @@ class RedisStore:
                 self._redis.mset(chunk)
         except redis.RedisError as error:
             raise RedisError(
-                f"Redis took {count} rows and then refused: {error}", where=self._address, mend="mend Redis and repeat"
+                f"Redis took {count} rows and then refused: {error}",
+                where=self._address,
+                mend="mend Redis and repeat",
             ) from None
         return count + len(chunk)
 

@@ -84,7 +84,8 @@ class HttpRegistry:
         self._base = urllib.parse.urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         if parts.scheme not in ("http", "https") or not host:
             raise SchemaRegistryError(
-                "STREAMSERVE_SCHEMA_REGISTRY_URL is no http(s) URL", mend="write it as https://user:password@host/path"
+                "STREAMSERVE_SCHEMA_REGISTRY_URL is no http(s) URL",
+                mend="write it as https://user:password@host/path",
             )
         self._headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
         if parts.username:

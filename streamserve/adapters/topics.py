@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
 
 from streamserve.adapters.control_log import CONTROL, PROGRESS
 from streamserve.adapters.kafka import Clients, broker_error
@@ -60,7 +69,13 @@ def wanted_topics(topology: Topology) -> list[Wanted]:
     # A dead letter carries its event untouched and headers beside it: it must fit where the event did
     roomy = str(2 * MIB)
     return [
-        Wanted(source.topic, count, "events", {"cleanup.policy": "delete"}, {"message.timestamp.type": "CreateTime"}),
+        Wanted(
+            source.topic,
+            count,
+            "events",
+            {"cleanup.policy": "delete"},
+            {"message.timestamp.type": "CreateTime"},
+        ),
         output("predictions", "predictions", retention_ms=str(7 * DAY_MS)),
         output("shadow-decisions", "shadow pairs", retention_ms=str(7 * DAY_MS)),
         output("dead-letters", "events that failed", retention_ms=str(30 * DAY_MS), max_message_bytes=roomy),
@@ -70,7 +85,13 @@ def wanted_topics(topology: Topology) -> list[Wanted]:
         output("quality", "live quality", 1, retention_ms=str(90 * DAY_MS)),
         Wanted(CONTROL, 1, "commands", LOG, exact_partitions=True),
         Wanted(PROGRESS, 1, "what workers did", LOG, exact_partitions=True),
-        Wanted("streamserve.status", 1, "heartbeats", {}, {"retention.ms": str(DAY_MS), "cleanup.policy": "delete"}),
+        Wanted(
+            "streamserve.status",
+            1,
+            "heartbeats",
+            {},
+            {"retention.ms": str(DAY_MS), "cleanup.policy": "delete"},
+        ),
         Wanted("streamserve.rollouts", 1, "audit", {}, {"retention.ms": "-1", "cleanup.policy": "delete"}),
     ]
 
@@ -111,7 +132,10 @@ class Topics:
             if step.action == "create"
         ]
         if new:
-            self._wait(self._admin.create_topics(new, operation_timeout=self._timeout), KafkaError.TOPIC_ALREADY_EXISTS)
+            self._wait(
+                self._admin.create_topics(new, operation_timeout=self._timeout),
+                KafkaError.TOPIC_ALREADY_EXISTS,
+            )
         for step in steps:
             if step.action == "grow":
                 self._wait(self._admin.create_partitions([NewPartitions(step.topic.name, step.topic.partitions)]))
@@ -119,8 +143,6 @@ class Topics:
                 self._set(step)
 
     def _set(self, step: Step) -> None:
-        from confluent_kafka.admin import AlterConfigOpType, ConfigEntry
-
         entries = [
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
             for name, value in step.configs.items()
@@ -154,10 +176,10 @@ class Topics:
         listed = self._admin.list_topics(timeout=self._timeout).topics
         return {name: len(topic.partitions) for name, topic in listed.items() if topic.error is None}
 
-    def _wait(self, futures: Mapping[object, object], accepted: int | None = None) -> None:
+    def _wait(self, futures: Mapping[Any, Future[Any]], accepted: int | None = None) -> None:
         for name, future in futures.items():
             try:
-                future.result(self._timeout)  # type: ignore[attr-defined]
+                future.result(self._timeout)
             except KafkaException as error:
                 if error.args[0].code() != accepted:
                     raise broker_error(error.args[0], f"{self._clients.bootstrap} topic {name}") from None
@@ -196,5 +218,3 @@ def refuse(steps: list[Step], *, unapplied: bool = False) -> None:
         if only_apply
         else "a compacted or split log can't be mended in place: move it aside and create it anew",
     )
-
-

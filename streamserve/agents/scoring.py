@@ -76,7 +76,7 @@ class Scoring:
                 self._record(batch)
             except asyncio.CancelledError:
                 raise
-            except BaseException as error:  # noqa: BLE001  (the worker stops with it; nothing is committed)
+            except BaseException as error:
                 LOG.debug("a batch failed", exc_info=True)
                 self._on_failure(error)
                 return

@@ -20,14 +20,14 @@ class Health:
 
 
 def add_pages(app: App, health: Health, exposition: Callable[[], bytes]) -> None:
-    async def live(view: Any, request: Any) -> Any:  # noqa: ANN401, ARG001, RUF029  (Faust's view types)
+    async def live(view: Any, request: Any) -> Any:  # noqa: ARG001  (Faust's view types)
         return view.json({"live": True})
 
-    async def ready(view: Any, request: Any) -> Any:  # noqa: ANN401, ARG001, RUF029
+    async def ready(view: Any, request: Any) -> Any:  # noqa: ARG001
         status = OK if health.ready else UNAVAILABLE
         return view.json({"ready": health.ready, **({} if health.ready else {"why": health.why})}, status=status)
 
-    async def metrics(view: Any, request: Any) -> Any:  # noqa: ANN401, ARG001, RUF029
+    async def metrics(view: Any, request: Any) -> Any:  # noqa: ARG001
         return view.text(exposition().decode(), content_type="text/plain")
 
     for path, page in (("/live", live), ("/ready", ready), ("/metrics", metrics)):

@@ -38,7 +38,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, OutputBatch, RawBatch
+from streamserve.records import ControlView, RawBatch
 from streamserve.settings import Settings
 from streamserve.simulate.load import load_schema
 from streamserve.simulate.versions import LoadedVersions
@@ -104,7 +104,7 @@ class Worker:
             pipeline,
             self._intake,
             control=self._view,
-            record=self._record,
+            record=self.metrics.record,
             on_failure=self._fail,
             in_flight=settings.batches_in_flight,
         )
@@ -158,10 +158,6 @@ class Worker:
         assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
         self._topic.hand_over(batch, self._loop)
 
-    def _record(self, batch: OutputBatch) -> None:
-        self.metrics.record(batch)
-        self.metrics.in_flight.set(self._intake.in_flight)
-
     def _fail(self, error: BaseException) -> None:
         """From any thread: stop the worker with this error; what is not committed will be scored again."""
         self._failure = self._failure or error
@@ -184,11 +180,13 @@ class Worker:
         add_pages(app, self.health, self._exposition)
         return app
 
-    async def _agent(self, stream: Any) -> None:  # noqa: ANN401  (Faust wants the annotation of a stream)
+    async def _agent(self, stream: Any) -> None:
         await self._scoring.agent(stream)
 
     def _exposition(self) -> bytes:
         self.metrics.partitions.set(self._intake.partitions)
+        self.metrics.in_flight.set(self._intake.in_flight)
+        self.metrics.commits.set(self._intake.commits)
         return self.metrics.exposition()
 
     def run(self) -> None:
@@ -203,7 +201,7 @@ class Worker:
         if self._failure is not None:
             raise StreamserveError(
                 f"the worker stopped: {type(self._failure).__name__}: {self._failure}",
-                mend="nothing of the unfinished batches was committed; run with STREAMSERVE_LOG_LEVEL=DEBUG to see more",
+                mend="nothing unfinished was committed; run with STREAMSERVE_LOG_LEVEL=DEBUG to see more",
             ) from self._failure
 
     async def _main(self) -> None:

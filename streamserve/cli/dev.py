@@ -104,9 +104,7 @@ def reset(yes: bool) -> None:
     """Stop both and delete their data and logs. The fetched Kafka stays."""
     home = Settings.load().home
     if not yes:
-        click.confirm(
-            f"Delete every topic and every key of the local services in {home / 'dev'}?", abort=True
-        )
+        click.confirm(f"Delete every topic and every key of the local services in {home / 'dev'}?", abort=True)
     services.reset(home)
     click.echo("stopped, data deleted")
 
@@ -123,9 +121,7 @@ def _show(console: Console, endpoints: services.Endpoints, home: Path, seconds: 
         console.print(f"Kafka  [bold]{endpoints.bootstrap}[/]")
     if endpoints.redis_url:
         console.print(f"Redis  [bold]{endpoints.redis_url}[/]")
-    console.print(
-        f"logs   {escape(_short(home.resolve() / 'dev' / 'logs'))}   [dim](up in {seconds:.1f} s)[/]"
-    )
+    console.print(f"logs   {escape(_short(home.resolve() / 'dev' / 'logs'))}   [dim](up in {seconds:.1f} s)[/]")
 
 
 def _short(path: Path) -> str:

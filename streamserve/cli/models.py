@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ from streamserve.simulate.recorded import RecordedEvents, to_json
 from streamserve.topology import Topology
 
 _Read = TypeVar("_Read")
-VOCABULARIES = TypeAdapter(dict[str, tuple[str, ...]])
+VOCABULARIES: TypeAdapter[Mapping[str, tuple[str, ...]]] = TypeAdapter(dict[str, tuple[str, ...]])
 
 
 @click.group()
@@ -48,7 +49,13 @@ def models() -> None:
 @click.option("--training", type=click.Path(path_type=Path), help="JSON: start, end, rows, metrics, libraries, notes.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Events for the golden set: .parquet, .avro, .jsonl.")
 @click.option("--golden-rows", type=click.IntRange(1, 10_000), default=64, show_default=True)
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FEATURE,...", help="Features of a model input, in order.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=FEATURE,...",
+    help="Features of a model input, in order.",
+)
 def add(
     topology: Topology,
     version: str,
@@ -119,7 +126,11 @@ def show(model: str, version: str) -> None:
     """The manifest of a version, every file's hash checked."""
     registry = Registry(settings().registry)
     manifest = registry.manifest(model, version)
-    for ref in (manifest.file, *([manifest.golden] if manifest.golden else []), *manifest.attachments.values()):
+    for ref in (
+        manifest.file,
+        *([manifest.golden] if manifest.golden else []),
+        *manifest.attachments.values(),
+    ):
         registry.file(manifest, ref)
     for label, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
         for tensor in tensors:

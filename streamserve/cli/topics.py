@@ -27,7 +27,12 @@ def plan(topology: Topology) -> None:
 
 @topics.command()
 @topology_argument
-@click.option("--replication", type=click.IntRange(-1, 32), default=-1, help="Replicas of new topics; -1: the broker's default.")
+@click.option(
+    "--replication",
+    type=click.IntRange(-1, 32),
+    default=-1,
+    help="Replicas of new topics; -1: the broker's default.",
+)
 def apply(topology: Topology, replication: int) -> None:
     """Create what is missing and set what is wrong; refuse what would lose data."""
     found = Topics(Clients(settings()))

@@ -44,7 +44,7 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
             out().print(f"{topology.name} has version {state.epochs[-1].stable} in force already")
             return
         raise ControlError(
-            f"{topology.name} has an init already: version {state.epochs[0].stable}, at offset {state.epochs[0].number}",
+            f"{topology.name} has an init already: {state.epochs[0].stable}, at offset {state.epochs[0].number}",
             where="topic streamserve.control",
             mend="a topology is initialised once",
         )

@@ -10,7 +10,11 @@ from streamserve.topology import Topology
 
 @click.command()
 @topology_argument
-@click.option("--web-port", type=click.IntRange(0, 65535), help="Port of /live, /ready and /metrics; 0 takes a free one.")
+@click.option(
+    "--web-port",
+    type=click.IntRange(0, 65535),
+    help="Port of /live, /ready and /metrics; 0 takes a free one.",
+)
 @click.option("--start", help="Where a new group starts: earliest, latest, or an ISO time.")
 def worker(topology: Topology, web_port: int | None, start: str | None) -> None:
     """Score the events of TOPOLOGY_FILE until SIGTERM.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 KINDS = (
     "init", "prepare", "shadow", "shift", "promote", "rollback", "pause", "resume", "approve", "kill", "revive",
     "keys", "upgrade",

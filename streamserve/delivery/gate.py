@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamserve.records import OutputBatch, Outgoing, RawBatch, TopicPartition
+from streamserve.records import Outgoing, OutputBatch, RawBatch, TopicPartition
 
 
 class Gate:
@@ -53,7 +53,7 @@ class Gate:
 
 
 def _only(out: Outgoing, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Outgoing:
-    at = np.flatnonzero(keep)
+    at: list[int] = np.flatnonzero(keep).tolist()
     return Outgoing(
         topic=out.topic,
         rows=out.rows[at],

@@ -42,7 +42,12 @@ class Ledger:
     def boundaries(self) -> tuple[Boundary, ...]:
         """What a barrier that begins now would make safe to commit."""
         return tuple(
-            Boundary(topic, partition, self._committed.get((topic, partition), self._starts[topic, partition]), stop)
+            Boundary(
+                topic,
+                partition,
+                self._committed.get((topic, partition), self._starts[topic, partition]),
+                stop,
+            )
             for (topic, partition), stop in sorted(self._sent.items())
             if self._committed.get((topic, partition)) != stop
         )

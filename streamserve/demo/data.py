@@ -101,8 +101,7 @@ def flights_table(frame: DataFrame | None = None) -> pa.Table:
     """All flights as events, in event order, with the columns and types of `EVENTS`."""
     frame = flights_frame() if frame is None else frame
     columns = [
-        _weather(frame) if name == "weather" else _column(frame[name], EVENTS.field(name).type)
-        for name in EVENTS.names
+        _weather(frame) if name == "weather" else _column(frame[name], EVENTS.field(name).type) for name in EVENTS.names
     ]
     return pa.Table.from_arrays(columns, schema=EVENTS)
 
@@ -159,9 +158,7 @@ def _arrival_due(frame: DataFrame) -> Series:
         minutes = clock // 100 * 60 + clock % 100
         arrives = departs.dt.tz_localize(None).dt.normalize() + pd.to_timedelta(minutes, unit="min")
         arrives += pd.to_timedelta((arrives <= departs.dt.tz_localize(None)).astype("int64"), unit="D")
-        settled = arrives.dt.tz_localize(
-            zone, ambiguous=np.zeros(len(rows), bool), nonexistent="shift_forward"
-        )
+        settled = arrives.dt.tz_localize(zone, ambiguous=np.zeros(len(rows), bool), nonexistent="shift_forward")
         due[rows.index] = _milliseconds(settled)
     return due
 
@@ -172,14 +169,10 @@ def _weather(frame: DataFrame) -> pa.StructArray:
     Not of the same hour: stations report near the end of an hour, so that of 14 h may be read at 14:51.
     """
     weather = source("weather")
-    weather = weather.assign(observed=_milliseconds(weather["time_hour"]))[
-        ["origin", "observed", *INSTRUMENTS]
-    ]
+    weather = weather.assign(observed=_milliseconds(weather["time_hour"]))[["origin", "observed", *INSTRUMENTS]]
     hours = frame["scheduled_departure"] // HOUR_MS * HOUR_MS - HOUR_MS
     wanted = frame[["origin"]].assign(observed=hours)
-    found = wanted.merge(
-        weather, how="left", on=["origin", "observed"], validate="many_to_one", indicator="side"
-    )
+    found = wanted.merge(weather, how="left", on=["origin", "observed"], validate="many_to_one", indicator="side")
     return pa.StructArray.from_arrays(
         [_column(found[field.name], field.type) for field in WEATHER],
         fields=list(WEATHER),

@@ -72,7 +72,7 @@ def train_version(
         end=between[1],
         rows=len(matrix),
         metrics={
-            "auc_train": train.auc(booster.predict(matrix), late),
+            "auc_train": train.auc(np.asarray(booster.predict(matrix)), late),
             "parity_max_abs_diff": parity.max_abs_diff,
         },
         libraries=train.library_versions(),
@@ -89,9 +89,13 @@ def _by_frequency(column: pa.ChunkedArray) -> list[str]:
 
 
 def _matrix(
-    catalogue: Catalogue, schema: EventSchema, table: pa.Table, folder: Path, vocabularies: dict[str, list[str]]
+    catalogue: Catalogue,
+    schema: EventSchema,
+    table: pa.Table,
+    folder: Path,
+    vocabularies: dict[str, list[str]],
 ) -> tuple[train.Floats32, list[str]]:
-    rows = {}
+    rows: dict[bytes, bytes] = {}
     for view in catalogue.views.values():
         rows.update(view_rows(view, folder / f"{view.name}.parquet"))
     offline = Offline(catalogue, schema, MemoryStore(rows), as_json=True)

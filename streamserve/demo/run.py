@@ -123,9 +123,7 @@ def _prepare(settings: Settings, folder: Path, served: Path, command: Command, c
     run("topology", "init", str(TOPOLOGY), "--version", VERSION, "--if-new")
 
 
-def _stream(
-    settings: Settings, options: Options, served: Path, console: Console, began: float
-) -> tuple[Totals, int]:
+def _stream(settings: Settings, options: Options, served: Path, console: Console, began: float) -> tuple[Totals, int]:
     topology = load_topology(TOPOLOGY)
     clients, ids = Clients(settings), schema_ids(settings)
     schema = load_schema(settings, topology)
@@ -164,7 +162,11 @@ def _stream(
 
 
 def _check(
-    worker: subprocess.Popen[bytes], watch: Watch, failure: list[BaseException], until: float, settings: Settings
+    worker: subprocess.Popen[bytes],
+    watch: Watch,
+    failure: list[BaseException],
+    until: float,
+    settings: Settings,
 ) -> None:
     problem = failure[0] if failure else watch.failure
     if problem is not None:
@@ -251,5 +253,3 @@ def _report(totals: Totals, total: int, folder: Path, console: Console) -> None:
         "streamserve dev down",
     ):
         console.print(f"  {line}", highlight=False)
-
-

@@ -185,6 +185,4 @@ def _rounded(line: str) -> str:
 
 
 def _not_installed(error: ImportError) -> ConfigError:
-    return ConfigError(
-        f"training needs {error.name}, which is not installed", mend="pip install 'streamserve[demo]'"
-    )
+    return ConfigError(f"training needs {error.name}, which is not installed", mend="pip install 'streamserve[demo]'")

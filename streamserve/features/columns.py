@@ -129,7 +129,9 @@ def run_by_halves(
         return [*run_by_halves(run, rows[:middle]), *run_by_halves(run, rows[middle:])]
 
 
-def _call(feature: DerivedFeature, arguments: Sequence[NDArray[np.generic]], rows: NDArray[np.intp]) -> NDArray[np.generic]:
+def _call(
+    feature: DerivedFeature, arguments: Sequence[NDArray[np.generic]], rows: NDArray[np.intp]
+) -> NDArray[np.generic]:
     with np.errstate(all="ignore"):
         values = np.asarray(feature.function(*(a[rows] for a in arguments)))
     if values.shape != rows.shape:

@@ -158,9 +158,7 @@ def _columns(
     return ViewColumns(values, status)
 
 
-def _unpack(
-    rows: Sequence[bytes | None], defaults: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], Int64s, Uint8s]:
+def _unpack(rows: Sequence[bytes | None], defaults: NDArray[np.float32]) -> tuple[NDArray[np.float32], Int64s, Uint8s]:
     """Values, feature times and status of the distinct rows; one more row at the end stands for "no key"."""
     size = 8 + 4 * len(defaults)
     dtype = np.dtype([("time", "<i8"), ("values", "<f4", (len(defaults),))])

@@ -69,12 +69,12 @@ def _offset_ms(quarter: int, tz: str) -> int:
 
 def _part(ms: NDArray[np.int64], part: str) -> NDArray[np.int64]:
     if part == "minute":
-        return np.floor_divide(ms, MINUTE_MS) % 60
+        return np.asarray(np.floor_divide(ms, MINUTE_MS) % 60)
     if part == "hour":
-        return np.floor_divide(ms, HOUR_MS) % 24
+        return np.asarray(np.floor_divide(ms, HOUR_MS) % 24)
     days = np.floor_divide(ms, DAY_MS)
     if part == "weekday":
-        return (days + FIRST_WEEKDAY) % 7
+        return np.asarray((days + FIRST_WEEKDAY) % 7)
     dates = days.astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
     if part == "day":

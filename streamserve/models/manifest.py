@@ -21,7 +21,7 @@ Dtype = Literal[
     "bool", "string",
 ]  # fmt: skip
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 
 class _Record(BaseModel):
@@ -128,5 +128,3 @@ class Manifest(_Record):
     def feature_names(self) -> tuple[str, ...]:
         """Every feature that the version uses, in the order of its inputs."""
         return tuple(name for given in self.inputs for name in given.features)
-
-

@@ -124,7 +124,9 @@ def _put(target: Array, name: str, column: Column, given: Input, columns: BatchC
             lost |= ~np.isfinite(values).all(axis=1)
     for row in np.flatnonzero(lost):
         columns.reject(
-            int(row), "NotExact", f"{name} is {values[row].tolist()}, which {given.dtype} input {given.name} can't hold"
+            int(row),
+            "NotExact",
+            f"{name} is {values[row].tolist()}, which {given.dtype} input {given.name} can't hold",
         )
     target[...] = cast
 

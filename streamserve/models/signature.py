@@ -49,7 +49,8 @@ def plan_inputs(
         planned.append(Input(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, features=names))
     if faults:
         raise SignatureError(
-            "the features do not fit the model:\n    " + "\n    ".join(faults), where=catalogue.topology.name,
+            "the features do not fit the model:\n    " + "\n    ".join(faults),
+            where=catalogue.topology.name,
             mend="change the topology's features, or name them for each input (--input NAME=feature,feature)",
         )
     return tuple(planned)

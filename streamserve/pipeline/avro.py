@@ -305,9 +305,7 @@ def check(writer: Node, reader: Node, keep: Callable[[Node, Field], bool], path:
             if written is not None:
                 one(written[1].node, f.node, inner)
             elif not f.has_default:
-                raise IncompatibleError(
-                    f"{inner}: the writer has no such field, and the topology's has no default"
-                )
+                raise IncompatibleError(f"{inner}: the writer has no such field, and the topology's has no default")
 
     one(writer, reader, path)
 

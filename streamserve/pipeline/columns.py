@@ -243,6 +243,51 @@ def _items_adapter(node: Node) -> Callable[[Any], Any] | None:
     return lambda v: None if v is None else [inner(o) for o in v]
 
 
+_KINDS: dict[str, set[type]] = {
+    "boolean": {bool},
+    "int": {int},
+    "long": {int},
+    "float": {int, float},
+    "double": {int, float},
+    "string": {str},
+    "enum": {str},
+    "record": {dict},
+}
+
+
+def whole(column: Column, events: Sequence[Any]) -> pa.Array | None:
+    """The column of JSON objects, if all values are plainly of its type; None: they need a look one by one.
+
+    For 19 columns this takes 8 us an event, and a converter called for each value 22.
+    """
+    try:
+        values = events
+        for f in column.trail:
+            values = _step(f, values)
+        array = column.build(values)
+    except MISFITS:
+        return None
+    kind = column.node.without_null()[0].kind
+    if kind in ("float", "double") and not pc.all(pc.is_finite(array), min_count=0).as_py():
+        return None
+    return array
+
+
+def _step(f: Field, values: Sequence[Any]) -> list[Any]:
+    node, nullable = f.node.without_null()
+    name, default = f.name, f.default
+    if nullable or f.has_default:
+        found = [None if value is None else value.get(name, default) for value in values]
+    else:
+        found = [None if value is None else value[name] for value in values]
+    kinds = set(map(type, found)) - {type(None)}
+    if not kinds <= _KINDS.get(node.kind, set()) or (not nullable and found.count(None) != values.count(None)):
+        raise TypeError(f"not plainly {node.kind}")
+    if node.kind == "enum" and not set(found) <= {None, *node.symbols}:
+        raise TypeError(f"not plainly {node.kind}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Some rows of a batch, decoded: one array a column, in the order of the columns."""
@@ -268,9 +313,7 @@ def build_rows(
     if not misfits:
         return Part(np.array(rows, np.int64), arrays), misfits
     good = [i for i, row in enumerate(rows) if row not in misfits]
-    kept, none = build_rows(
-        columns, [rows[i] for i in good], [[values[i] for i in good] for values in picked]
-    )
+    kept, none = build_rows(columns, [rows[i] for i in good], [[values[i] for i in good] for values in picked])
     return kept, misfits | none
 
 
@@ -307,9 +350,7 @@ def is_time(type: pa.DataType) -> bool:
 def event_times(column: pa.Array, otherwise: Int64s) -> Int64s:
     """Milliseconds since 1970 of each row (rounded down), and `otherwise` where the column is null."""
     type = column.type
-    numbers = (
-        column.view(pa.int32()).cast(pa.int64()) if pa.types.is_date32(type) else column.view(pa.int64())
-    )
+    numbers = column.view(pa.int32()).cast(pa.int64()) if pa.types.is_date32(type) else column.view(pa.int64())
     values: Int64s = pc.fill_null(numbers, 0).to_numpy()
     if pa.types.is_date32(type):
         values = values * DAY_MS

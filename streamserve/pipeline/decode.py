@@ -109,9 +109,7 @@ class FastReader:
         self._columns = [fast_column(column, writer, asked.schema.root) for column in asked.columns]
         types = [column.type for column in asked.columns]
         try:
-            self._columns = [
-                c.bare(a) for c, a in zip(self._columns, self._sources(self.scan([])), strict=True)
-            ]
+            self._columns = [c.bare(a) for c, a in zip(self._columns, self._sources(self.scan([])), strict=True)]
             found = [array.type for array in self.columns(self.scan([]))]
         except BrokenError as error:
             raise NotFastError("pyruhvro refuses the schema, or Arrow a cast") from error
@@ -227,9 +225,7 @@ class AvroGroup:
                 rejects.append(reject(row, "IncompatibleSchema", str(error)))
         picked = [[column.pick(event) for event in events] for column in self._columns]
         part, misfits = build_rows(self._columns, good, picked)
-        rejects += [
-            reject(row, "Undecodable", f"{path}: {shown(what)}") for row, (path, what) in misfits.items()
-        ]
+        rejects += [reject(row, "Undecodable", f"{path}: {shown(what)}") for row, (path, what) in misfits.items()]
         return [part], rejects
 
 
@@ -353,9 +349,7 @@ class EventDecoder:
         """Every row of the batch, either among `rows` or among `rejects`. No event makes it raise."""
         parts, rejects = self._reader.read(raw.values)
         whole = join_parts(self._columns, parts)
-        columns = pa.RecordBatch.from_arrays(
-            [whole.arrays[self._at[p]] for p in self._paths], schema=self._schema
-        )
+        columns = pa.RecordBatch.from_arrays([whole.arrays[self._at[p]] for p in self._paths], schema=self._schema)
         rejects.sort(key=lambda one: one.row)
         return EventBatch(raw, whole.rows, columns, self._times(whole, raw), tuple(rejects))
 

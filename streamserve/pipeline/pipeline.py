@@ -114,8 +114,7 @@ class Pipeline:
         marks.append(self._clock_ns())
         columns = open_columns(self._catalogue, events, [v.plan for v in loaded.values()], self._store)
         matrices = tuple(
-            build_matrix(name, version.plan, columns, assignment.rows_of(name))
-            for name, version in loaded.items()
+            build_matrix(name, version.plan, columns, assignment.rows_of(name)) for name, version in loaded.items()
         )
         marks.append(self._clock_ns())
         scores = tuple(loaded[m.version].scorer.score(m, events.rows) for m in matrices)
@@ -136,9 +135,7 @@ class Pipeline:
         rows, values = prediction.encode(
             result.events, result.assignment, result.matrices, result.scores, self._about, now_ms
         )
-        outgoing = [
-            emit.predictions(raw, result.events.rows[rows], values, self._predictions, self._limits, now_ms)
-        ]
+        outgoing = [emit.predictions(raw, result.events.rows[rows], values, self._predictions, self._limits, now_ms)]
         if result.rejects:
             outgoing.append(emit.dead_letters(raw, result.rejects, self._dead_letters, self._release))
         times = {**result.times, Stage.EMIT.value: self._clock_ns() - started}

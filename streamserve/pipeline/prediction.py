@@ -117,9 +117,7 @@ def encode(
     names = [field["name"] for field in SCHEMA["fields"]]  # type: ignore[attr-defined]
     batch = pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
     header = MAGIC + about.schema_id.to_bytes(4, "big")
-    bodies = [
-        body for chunk in pyruhvro.serialize_record_batch(batch, SCHEMA_TEXT, 1) for body in chunk.to_pylist()
-    ]
+    bodies = [body for chunk in pyruhvro.serialize_record_batch(batch, SCHEMA_TEXT, 1) for body in chunk.to_pylist()]
     return rows, [header + body for body in bodies]
 
 
@@ -130,9 +128,7 @@ def prediction_ids(events: EventBatch, rows: NDArray[np.intp]) -> pa.Array:
     return pc.binary_join_element_wise(pa.repeat(raw.topic, len(rows)), partitions, offsets, "-")
 
 
-def _identity(
-    events: EventBatch, rows: NDArray[np.intp], about: Provenance, now_ms: int
-) -> dict[str, pa.Array]:
+def _identity(events: EventBatch, rows: NDArray[np.intp], about: Provenance, now_ms: int) -> dict[str, pa.Array]:
     count, at = len(rows), events.rows[rows]
     stamps = events.raw.timestamps[at]
     event_id = pa.nulls(count, pa.string())

@@ -116,9 +116,7 @@ class _Parser:
             inner = raw.get("items" if kind == "array" else "values")
             return Node(str(kind), item=self.node(inner, space, depth + 1))
         found = self.node(kind, space, depth + 1)
-        return (
-            _with_logical(Node(found.kind), raw) if found.kind in PRIMITIVES and not found.logical else found
-        )
+        return _with_logical(Node(found.kind), raw) if found.kind in PRIMITIVES and not found.logical else found
 
     def _by_name(self, raw: str, space: str) -> Node:
         if raw in PRIMITIVES:
@@ -142,9 +140,7 @@ class _Parser:
         full = name if "." in name or not own else f"{own}.{name}"
         if full in self.named:
             raise ValueError(f"type {shown(full)} is defined twice")
-        aliases = tuple(
-            alias if "." in alias or not own else f"{own}.{alias}" for alias in raw.get("aliases", ())
-        )
+        aliases = tuple(alias if "." in alias or not own else f"{own}.{alias}" for alias in raw.get("aliases", ()))
         self.named[full] = Node(kind, name=full, aliases=aliases)
         return self.named[full], str(own)
 
@@ -184,12 +180,7 @@ def _with_logical(node: Node, raw: dict[str, Any]) -> Node:
         return node
     if logical == "decimal":
         precision, scale = raw.get("precision", 0), raw.get("scale", 0)
-        if (
-            type(precision) is not int
-            or type(scale) is not int
-            or not 0 <= scale <= precision
-            or not precision
-        ):
+        if type(precision) is not int or type(scale) is not int or not 0 <= scale <= precision or not precision:
             return node
         node.precision, node.scale = precision, scale
     node.logical = logical
@@ -262,9 +253,7 @@ def _undocumented(raw: Any) -> Any:
         return [_undocumented(one) for one in raw]
     if not isinstance(raw, dict):
         return raw
-    return {
-        key: value if key == "default" else _undocumented(value) for key, value in raw.items() if key != "doc"
-    }
+    return {key: value if key == "default" else _undocumented(value) for key, value in raw.items() if key != "doc"}
 
 
 def in_words(node: Node) -> str:
@@ -299,14 +288,10 @@ class EventSchema:
         try:
             root = parse_node(text)
         except json.JSONDecodeError as error:
-            raise SchemaError(
-                f"The event schema is not JSON: {error}", where=where, mend="Mend the file."
-            ) from None
+            raise SchemaError(f"The event schema is not JSON: {error}", where=where, mend="Mend the file.") from None
         except ValueError as error:
             mend = "See the Avro specification, section Schema Declaration."
-            raise SchemaError(
-                f"The event schema is not valid Avro: {error}.", where=where, mend=mend
-            ) from None
+            raise SchemaError(f"The event schema is not valid Avro: {error}.", where=where, mend=mend) from None
         if root.kind != "record":
             mend = "Make the outermost type a record: its fields are what features are made of."
             raise SchemaError(f"The event schema is {in_words(root)}, not a record.", where=where, mend=mend)
@@ -326,9 +311,7 @@ class EventSchema:
             if at + 1 < len(steps) and node.kind != "record":
                 inner = ".".join(steps[: at + 1])
                 what = f"Path {path!r} goes through {inner!r}, which is {in_words(node)}, not a record."
-                raise SchemaError(
-                    what, where=self.where, mend=f"Read {inner!r} itself, or a path of a record."
-                )
+                raise SchemaError(what, where=self.where, mend=f"Read {inner!r} itself, or a path of a record.")
             record = node
         return trail, nullable
 
@@ -357,9 +340,7 @@ class EventSchema:
 
     def _unknown(self, path: str, inside: str, step: str, record: Node) -> SchemaError:
         names = [f.name for f in record.fields]
-        close = difflib.get_close_matches(step, names, n=3) or [
-            p for p in self.paths() if p.rpartition(".")[2] == step
-        ]
+        close = difflib.get_close_matches(step, names, n=3) or [p for p in self.paths() if p.rpartition(".")[2] == step]
         prefix = f"{inside}." if inside and close and close[0] in names else ""
         hint = f"Did you mean {' or '.join(repr(prefix + c) for c in close)}? " if close else ""
         what = f"The event schema {self.name} has no path {path!r}."

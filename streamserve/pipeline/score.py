@@ -6,7 +6,7 @@ A row that makes the model fail is found by halving, and is a reject of that eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np

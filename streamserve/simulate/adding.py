@@ -27,10 +27,10 @@ class NewVersion:
 
     version: str
     model_file: Path
+    created: dt.datetime
     vocabularies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
-    created: dt.datetime = dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 def add_version(
@@ -70,7 +70,9 @@ def _manifest(
     topology = catalogue.topology
     names = list(dict.fromkeys(name for given in inputs for name in given.features))
     wanted = _closure(catalogue, names)
-    views = [ViewPin.of(view) for view in catalogue.views.values() if any(n.startswith(f"{view.name}.") for n in wanted)]
+    views = [
+        ViewPin.of(view) for view in catalogue.views.values() if any(n.startswith(f"{view.name}.") for n in wanted)
+    ]
     model: FileRef = file_ref(MODEL_FILE, new.model_file)
     return Manifest(
         model=topology.model,

@@ -12,15 +12,13 @@ from streamserve.features.catalogue import Atom, Catalogue, view_fingerprint
 from streamserve.models.manifest import Manifest
 from streamserve.models.signature import describe
 from streamserve.pipeline.schemas import ColumnType, EventSchema
-from streamserve.topology import Feature
+from streamserve.topology import Feature, PartsFeature
 
 types = pa.types
 
 
 def _number(kind: pa.DataType) -> bool:
-    return bool(
-        types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind)
-    )
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_decimal(kind))
 
 
 def _scalar_text(kind: pa.DataType) -> bool:
@@ -29,6 +27,10 @@ def _scalar_text(kind: pa.DataType) -> bool:
 
 def _time(kind: pa.DataType) -> bool:
     return bool(types.is_timestamp(kind) or types.is_date(kind))
+
+
+def _moment(kind: pa.DataType) -> bool:
+    return _time(kind) or bool(types.is_int64(kind))
 
 
 def _numbers(kind: pa.DataType) -> bool:
@@ -55,28 +57,28 @@ def check_features(catalogue: Catalogue, schema: EventSchema) -> None:
         if feature.kind in EXPECTED:
             _check_one(topology.name, feature, schema)
         if feature.kind == "parts":
-            try:
-                ZoneInfo(feature.tz)
-            except (ZoneInfoNotFoundError, ValueError):
-                raise TopologyError(
-                    f"feature parts({feature.path!r}): there is no time zone {feature.tz!r}",
-                    where=topology.name,
-                    mend="use a name such as Europe/Berlin, or UTC",
-                ) from None
-    for view in topology.views:
-        for path in view.key:
-            _expect(topology.name, f"key of view {view.name!r}", path, schema, _scalar_text, "a string or an integer", "")
+            _check_zone(topology.name, feature)
     source = topology.source
-    for what, path in (("the entity key", source.key), ("the event id", source.id)):
+    keys = [(f"key of view {view.name!r}", path) for view in topology.views for path in view.key]
+    for what, path in (*keys, ("the entity key", source.key), ("the event id", source.id)):
         if path:
             _expect(topology.name, what, path, schema, _scalar_text, "a string or an integer", "")
     if source.event_time:
-        _expect(
-            topology.name, "the event time", source.event_time, schema,
-            lambda kind: _time(kind) or types.is_int64(kind), "a timestamp, a date or a long of milliseconds", "",
-        )  # fmt: skip
+        expected = "a timestamp, a date or a long of milliseconds"
+        _expect(topology.name, "the event time", source.event_time, schema, _moment, expected, "")
     for path in catalogue.paths():
         schema.column_type(path)
+
+
+def _check_zone(where: str, feature: PartsFeature) -> None:
+    try:
+        ZoneInfo(feature.tz)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise TopologyError(
+            f"feature parts({feature.path!r}): there is no time zone {feature.tz!r}",
+            where=where,
+            mend="use a name such as Europe/Berlin, or UTC",
+        ) from None
 
 
 def _check_one(name: str, feature: Feature, schema: EventSchema) -> None:
@@ -87,7 +89,13 @@ def _check_one(name: str, feature: Feature, schema: EventSchema) -> None:
 
 
 def _expect(
-    where: str, what: str, path: str, schema: EventSchema, fits: Callable[[pa.DataType], bool], expected: str, mend: str
+    where: str,
+    what: str,
+    path: str,
+    schema: EventSchema,
+    fits: Callable[[pa.DataType], bool],
+    expected: str,
+    mend: str,
 ) -> None:
     found: ColumnType = schema.column_type(path)
     if not fits(found.arrow):
@@ -108,9 +116,11 @@ def draw(catalogue: Catalogue, schema: EventSchema, manifest: Manifest | None) -
         f"│           key {source.key or '-'}, event time {source.event_time or 'record'}, id {source.id or '-'}",
         f"├─ features {len(catalogue.atoms)}",
     ]
-    for atom in catalogue.atoms.values():
-        if atom.feature.kind != "stored":
-            lines.append(f"│  ├─ {atom.name:<28} {_origin(atom, schema, manifest)}")
+    lines.extend(
+        f"│  ├─ {atom.name:<28} {_origin(atom, schema, manifest)}"
+        for atom in catalogue.atoms.values()
+        if atom.feature.kind != "stored"
+    )
     for view in catalogue.views.values():
         age = "any age" if view.max_age is None else f"at most {view.max_age.total_seconds() / 86_400:g} days old"
         lines.append(f"│  ├─ {view.name}.*  {len(view.fields)} stored by {' + '.join(view.key)}, {age}")
@@ -125,12 +135,11 @@ def draw(catalogue: Catalogue, schema: EventSchema, manifest: Manifest | None) -
 def _model_lines(model: str, manifest: Manifest | None) -> list[str]:
     if manifest is None:
         return [f"├─ model    {model}"]
-    lines = [f"├─ model    {model} {manifest.version}  (sha256 {manifest.file.sha256[:12]})"]
-    for given in manifest.inputs:
-        lines.append(f"│  ├─ in  {given.name}: {describe(given)} from {len(given.features)} features")
-    for tensor in manifest.outputs:
-        lines.append(f"│  ├─ out {tensor.name}: {describe(tensor)}")
-    return lines
+    return [
+        f"├─ model    {model} {manifest.version}  (sha256 {manifest.file.sha256[:12]})",
+        *(f"│  ├─ in  {t.name}: {describe(t)} from {len(t.features)} features" for t in manifest.inputs),
+        *(f"│  ├─ out {t.name}: {describe(t)}" for t in manifest.outputs),
+    ]
 
 
 def _origin(atom: Atom, schema: EventSchema, manifest: Manifest | None) -> str:

@@ -18,7 +18,12 @@ from streamserve.simulate.offline import MemoryStore, Offline, raw_batch
 
 
 def make_golden(
-    catalogue: Catalogue, schema: EventSchema, manifest: Manifest, session: Session, events: RawBatch, store: FeatureStore
+    catalogue: Catalogue,
+    schema: EventSchema,
+    manifest: Manifest,
+    session: Session,
+    events: RawBatch,
+    store: FeatureStore,
 ) -> GoldenSet:
     """A golden set of these events (JSON), with the stored rows as they are now.
 

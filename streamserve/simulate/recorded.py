@@ -52,7 +52,9 @@ class RecordedEvents:
                     yield pa.RecordBatch.from_pylist(rows, self._arrow)
         except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
             raise ConfigError(
-                f"the events do not fit the schema: {error}", where=str(self.path), mend="compare it with the schema"
+                f"the events do not fit the schema: {error}",
+                where=str(self.path),
+                mend="compare it with the schema",
             ) from error
 
     def _fit(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -70,7 +72,8 @@ class RecordedEvents:
     def _rows(self) -> Iterator[dict[str, object]]:
         if self.path.suffix == ".avro":
             with self.path.open("rb") as stream:
-                yield from fastavro.reader(stream)
+                for row in fastavro.reader(stream):
+                    yield dict(row)
         else:
             with self.path.open("rb") as stream:
                 for line in stream:

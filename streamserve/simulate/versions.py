@@ -28,7 +28,12 @@ class LoadedVersions:
     """Loads versions of a topology's model on demand, each once. Safe from several threads."""
 
     def __init__(
-        self, registry: Registry, catalogue: Catalogue, schema: EventSchema, load: Loader, warm_rows: Sequence[int]
+        self,
+        registry: Registry,
+        catalogue: Catalogue,
+        schema: EventSchema,
+        load: Loader,
+        warm_rows: Sequence[int],
     ) -> None:
         self._registry, self._catalogue, self._schema = registry, catalogue, schema
         self._load, self._warm_rows = load, warm_rows

@@ -40,7 +40,9 @@ def view_rows(view: View, source: Path | pa.Table) -> Iterator[tuple[bytes, byte
         values = np.column_stack([pc.fill_null(f, np.nan).to_numpy() for f in fields])
     except pa.ArrowException as error:
         raise ConfigError(
-            f"view {view.name!r}: {error}", where=where, mend="keys as text, feature_time as a timestamp, fields as numbers"
+            f"view {view.name!r}: {error}",
+            where=where,
+            mend="keys as text, feature_time as a timestamp, fields as numbers",
         ) from None
     for key, time, row in zip(zip(*keys, strict=True), times.tolist(), values, strict=True):
         if None not in key:
@@ -51,4 +53,6 @@ def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"the view's rows can't be read: {error}", where=str(path), mend="name a Parquet file") from None
+        raise ConfigError(
+            f"the view's rows can't be read: {error}", where=str(path), mend="name a Parquet file"
+        ) from None
