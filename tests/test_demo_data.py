@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyruhvro
 import pytest
+
 from streamserve.demo import data, views
 from streamserve.errors import ConfigError
 
@@ -50,9 +51,7 @@ def published():
 def test_events_have_the_columns_and_types_of_the_avro_schema(events):
     events.validate(full=True)
     assert events.schema.equals(pyruhvro.avro_to_arrow_schema(SCHEMA))
-    assert fastavro.parse_schema(fastavro.schema.load_schema("schemas/flight.avsc"))["name"].endswith(
-        "Flight"
-    )
+    assert fastavro.parse_schema(fastavro.schema.load_schema("schemas/flight.avsc"))["name"].endswith("Flight")
 
 
 def test_every_flight_is_one_event_under_a_name_of_its_own(events, published):
@@ -66,18 +65,14 @@ def test_events_come_in_order_of_departure_and_then_of_name(events):
 
 
 def test_scheduled_departure_is_the_published_local_time(events, published):
-    departs = (
-        events["scheduled_departure"].to_pandas().dt.tz_localize("UTC").dt.tz_convert("America/New_York")
-    )
+    departs = events["scheduled_departure"].to_pandas().dt.tz_localize("UTC").dt.tz_convert("America/New_York")
     clock = departs.dt.hour * 100 + departs.dt.minute
     days = departs.dt.month * 100 + departs.dt.day
     keys = ["month_day", "clock", "carrier", "flight"]
     got = pd.DataFrame({"month_day": days, "clock": clock}).assign(
         carrier=events["carrier"].to_pandas(), flight=events["flight"].to_pandas()
     )
-    want = published.assign(month_day=published.month * 100 + published.day, clock=published.sched_dep_time)[
-        keys
-    ]
+    want = published.assign(month_day=published.month * 100 + published.day, clock=published.sched_dep_time)[keys]
     assert sorted(got[keys].itertuples(index=False)) == sorted(want.itertuples(index=False))
 
 
@@ -85,9 +80,7 @@ def test_nothing_learned_after_departure_is_in_an_event(events):
     later = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "late", "arrived", "known"}
     assert not later & set(events.column_names)
     weather = events["weather"].combine_chunks()
-    observed = (
-        weather.field("observed").to_numpy(zero_copy_only=False).astype("datetime64[ms]").astype(np.int64)
-    )
+    observed = weather.field("observed").to_numpy(zero_copy_only=False).astype("datetime64[ms]").astype(np.int64)
     departs = events["scheduled_departure"].to_numpy().astype("datetime64[ms]").astype(np.int64)
     valid = weather.is_valid().to_numpy(zero_copy_only=False)
     ahead = (departs // 3_600_000 * 3_600_000 - observed)[valid]

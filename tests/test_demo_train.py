@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from sklearn.metrics import roc_auc_score
+
 from streamserve.demo import data, train, views
 from streamserve.errors import ModelError
 
@@ -25,9 +26,7 @@ def flights():
     frame = data.flights_frame()
     weather = data.flights_table(frame)["weather"].combine_chunks().flatten()
     columns = {"distance": frame.distance, "hour": frame.hour, "night": frame.hour < 6}
-    columns |= dict(
-        zip(data.INSTRUMENTS, (c.to_numpy(zero_copy_only=False) for c in weather[1:]), strict=True)
-    )
+    columns |= dict(zip(data.INSTRUMENTS, (c.to_numpy(zero_copy_only=False) for c in weather[1:]), strict=True))
     for view, table in views.view_tables(frame).items():
         keys = list(views.KEYS[view])
         rows = frame[keys].merge(table.to_pandas(), how="left", on=keys)

@@ -22,6 +22,7 @@ import redis
 from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+
 from streamserve import dev
 from streamserve.cli.dev import dev as dev_command
 from streamserve.dev import java, lifecycle, probe, process
@@ -264,9 +265,7 @@ class TestData:
         assert client(dev.up(home, kafka=False).redis_url).get("view") is None
 
     def test_recycled_pid_is_never_signalled(self, home):
-        with subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
-        ) as other:
+        with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
             dev.up(home, kafka=False)
             dev.down(home)
             earlier = {"pid": other.pid, "started": 1}

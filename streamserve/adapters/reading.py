@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -109,7 +109,8 @@ class TopicReader:
         """From the start to the ends that the partitions have now; ordered within each partition only."""
         spans = self._spans()
         first = self._first_offsets(start, spans)
-        open_ = {p: end for p, (_, end) in spans.items() if first[p] < end}
+        self._ends = {p: end for p, (_, end) in spans.items()}
+        open_ = {p: end for p, end in self._ends.items() if first[p] < end}
         self._assign(first)
         deadline = time.monotonic() + self._patience
         while open_:
@@ -120,15 +121,12 @@ class TopicReader:
                 raise self._stuck(open_)
             yield from self._within(messages, open_)
 
-    def follow(self) -> Iterator[Record | None]:
-        """What comes after the backlog, for ever. None: nothing more at the moment."""
+    def follow(self) -> Iterator[Record]:
+        """What comes after the end of the last backlog, for ever."""
+        # Afresh from there: while one partition's backlog was read, others may have gone past their ends
+        self._assign(self._ends)
         while True:
-            messages = self._gather()
-            for message in messages:
-                if not self._is_end(message):
-                    yield _record(message)
-            if len(messages) < CHUNK:
-                yield None
+            yield from (_record(message) for message in self._gather() if not self._is_end(message))
 
     def at(self, partition: int, offset: int) -> Record:
         """The record at one offset.
@@ -244,6 +242,39 @@ class TopicReader:
             where=self._where,
             mend="check the broker's health, and the right to READ this topic",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """found: in the order in which they were read. looked_at: how many records, over both passes."""
+
+    found: tuple[Record, ...]
+    looked_at: int
+    complete: bool  # everything that the topic held was looked at, or something was found
+
+
+def search(reader: TopicReader, since: int, matches: Callable[[Record], bool], *, most: int, beyond: int) -> Search:
+    """Records that match: first from a time on (milliseconds since 1970), then, if none does, from the beginning.
+
+    Args:
+        most: give up after so many records a pass.
+        beyond: how many more are looked at once one matches: after a crash a record can come twice, a commit apart.
+    """
+    looked_at = 0
+    for start in (Start("time", max(0, since)), Start("beginning")):
+        found: list[Record] = []
+        left, whole = most, True
+        for record in reader.backlog(start):
+            looked_at, left = looked_at + 1, left - 1
+            if matches(record):
+                left = beyond if not found else left
+                found.append(record)
+            if left <= 0:
+                whole = False
+                break
+        if found:
+            return Search(tuple(found), looked_at, complete=True)
+    return Search((), looked_at, complete=whole)
 
 
 def _passing(error: KafkaError | None) -> bool:

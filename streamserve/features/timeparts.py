@@ -41,8 +41,8 @@ def milliseconds(array: pa.Array) -> NDArray[np.int64]:
         unit = array.type.unit
         whole = _whole(array.cast(pa.int64()))
         if unit in PER_MS:
-            return whole * PER_MS[unit]
-        return np.floor_divide(whole, 1000 if unit == "us" else 1_000_000)
+            return np.asarray(whole * PER_MS[unit])
+        return np.asarray(np.floor_divide(whole, 1000 if unit == "us" else 1_000_000))
     return _whole(array.cast(pa.int64()))
 
 

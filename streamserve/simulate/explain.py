@@ -6,8 +6,11 @@ the score differs from the recorded one, the differences that are known are told
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import io
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +33,7 @@ from streamserve.records import EventBatch, FeatureMatrix, FeatureStatus, RawBat
 from streamserve.simulate.offline import Offline
 from streamserve.topology import Source
 
+EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
 HEADER = 5  # Confluent framing: a zero byte, four bytes of schema id
 
 
@@ -74,6 +78,33 @@ def read_event(source: Source, value: bytes | None, reader: FramedReader) -> dic
     if not isinstance(found, dict):
         raise UnreadableError("it is no JSON object")
     return found
+
+
+def jsonable(value: Any) -> Any:
+    """A decoded value as JSON holds it: ISO times in UTC, bytes as base64, NaN and infinities as strings."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, frozenset)):
+        return [jsonable(inner) for inner in value]
+    if isinstance(value, dt.datetime):
+        return iso(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def iso(moment: dt.datetime | int) -> str:
+    """A time in UTC to the millisecond. A number: milliseconds since 1970."""
+    if isinstance(moment, int):
+        try:
+            moment = EPOCH + dt.timedelta(milliseconds=moment)
+        except OverflowError:
+            return f"{moment} ms"
+    if moment.tzinfo is None:
+        return moment.isoformat(timespec="milliseconds")
+    return moment.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def source_position(prediction_id: str, topic: str) -> tuple[int, int]:

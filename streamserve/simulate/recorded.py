@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fastavro
 import pyarrow as pa
@@ -72,8 +73,8 @@ class RecordedEvents:
     def _rows(self) -> Iterator[dict[str, object]]:
         if self.path.suffix == ".avro":
             with self.path.open("rb") as stream:
-                for row in fastavro.reader(stream):
-                    yield dict(row)
+                rows: Iterator[Any] = fastavro.reader(stream)
+                yield from rows
         else:
             with self.path.open("rb") as stream:
                 for line in stream:

@@ -1,0 +1,38 @@
+# The commands to remember: make demo, make test, make check. Each does its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(shell cksum pyproject.toml | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@rm -f $(VENV)/.ready-*; touch $@
+
+setup: $(STAMP)  ## the virtual environment with every package (the other targets do it themselves)
+
+demo: $(STAMP)  ## a year of real flights, scored end to end
+	$(BIN)/streamserve demo $(ARGS)
+
+test: $(STAMP)  ## every test, against a real Kafka and a real Redis
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## mend what check finds, where a tool can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: $(STAMP)  ## stop local services, forget local state
+	-$(BIN)/streamserve dev down
+	rm -rf .streamserve $(VENV)
