@@ -58,7 +58,7 @@ class Screen:
         decided = ", ".join(f"{n} {c:,}" for n, c in totals.decisions.most_common(3))
         return (
             f"sent {sent:>8,}  predicted {totals.predictions:>8,}  {self._watch.rate:>7,.0f}/s  "
-            f"p50 {p50:.0f} ms  p99 {p99:.0f} ms  [{decided}]  dead letters {totals.dead_letters}"
+            f"p50 {p50:.0f} ms  p99 {p99:.0f} ms  {decided}  dead letters {totals.dead_letters}"
         )
 
     def panel(self, sent: int) -> Panel:

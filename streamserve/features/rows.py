@@ -75,32 +75,22 @@ class _Keys:
 
 def event_keys(view: View, events: EventBatch) -> _Keys:
     """The distinct row keys of a batch, and which of them each event means."""
-    columns = [_as_text(events.columns.column(path)) for path in view.key]
-    valid = pc.is_valid(columns[0])
-    for column in columns[1:]:
-        valid = pc.and_(valid, pc.is_valid(column))
-    if len(columns) == 1:
-        joined = columns[0]
-    else:
-        joined = pc.binary_join_element_wise(*(_escape_column(c) for c in columns), SEPARATOR)
-    coded = joined.dictionary_encode()
-    texts = coded.dictionary.to_pylist()
-    if len(columns) == 1:
-        texts = [_escape(text) for text in texts]
-    prefix = key_prefix(view)
+    columns = [_escaped(events.columns.column(path)) for path in view.key]
+    joined = columns[0]
+    if len(columns) > 1:  # null where one of the parts is
+        joined = pc.binary_join_element_wise(*(column.dictionary_decode() for column in columns), SEPARATOR)
+    coded = joined if pa.types.is_dictionary(joined.type) else joined.dictionary_encode()
     index = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
-    index[~valid.to_numpy(zero_copy_only=False)] = -1
-    return _Keys([(prefix + text).encode() for text in texts], index)
+    keys = pc.binary_join_element_wise(key_prefix(view), coded.dictionary, "").cast(pa.binary())
+    return _Keys(keys.to_pylist(), index)
 
 
-def _escape_column(column: pa.Array) -> pa.Array:
-    coded = column.dictionary_encode()
-    escaped = pa.array([_escape(text) for text in coded.dictionary.to_pylist()], pa.string())
-    return escaped.take(coded.indices)
-
-
-def _as_text(column: pa.Array) -> pa.Array:
-    return column if pa.types.is_string(column.type) else column.cast(pa.string())
+def _escaped(column: pa.Array) -> pa.DictionaryArray:
+    """A key column's texts, each distinct one escaped once."""
+    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+    coded = text.dictionary_encode()
+    plain = pc.replace_substring(coded.dictionary, "\\", "\\\\")
+    return pa.DictionaryArray.from_arrays(coded.indices, pc.replace_substring(plain, SEPARATOR, "\\" + SEPARATOR))
 
 
 class StoredRows:

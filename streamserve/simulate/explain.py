@@ -288,9 +288,8 @@ def _pairs(scores: Scores, recorded: Mapping[str, float]) -> tuple[ScorePair, ..
 
 
 def _decision(scores: Scores) -> str | None:
-    if not len(scores.rows) or scores.decisions[0] < 0:
-        return None
-    return scores.labels[scores.decisions[0]]
+    place = int(scores.decisions[0]) if len(scores.rows) else -1
+    return scores.labels[place] if place >= 0 else None
 
 
 def _grounds(views: Sequence[ViewState], recorded: Mapping[str, Any]) -> tuple[str, ...]:
