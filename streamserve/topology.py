@@ -52,6 +52,10 @@ class Source(_Word):
     id: Path_ | None = None
     partitions: int = Field(default=6, ge=1, le=10_000)
 
+    def __init__(self, topic: str, **data: Any) -> None:
+        data["topic"] = topic
+        super().__init__(**data)
+
 
 class View(_Word):
     """A feature view: rows of float32 in Redis, a row a key.

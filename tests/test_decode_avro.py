@@ -276,6 +276,13 @@ def test_schema_ids_are_told_apart_whatever_float_their_bits_are(ids: tuple[int,
     assert plain(batch.columns.column("id")) == [f"UA{i}" if i % 3 else "o" for i in range(60)]
 
 
+def test_two_schemas_of_the_same_bytes_are_not_mixed_up() -> None:
+    ab, ba = record(field("a", "int"), field("b", "int")), record(field("b", "int"), field("a", "int"))
+    values = [encode([ab, ba][i % 2], {"a": i, "b": -i}, i % 2) for i in range(9)]
+    batch = both(ab, ["a", "b"], values, writers={0: ab, 1: ba})
+    assert plain(batch.columns.column("a")) == list(range(9))
+
+
 def test_an_unknown_id_is_asked_for_again_and_a_silent_registry_is_no_reject() -> None:
     decoder = avro(FLIGHT, PATHS, writers={})
     assert faults(decoder.decode(raw_batch(flights(1)))) == [(0, "UnknownSchemaId")]

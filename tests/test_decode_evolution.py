@@ -194,6 +194,14 @@ def test_what_only_some_events_show_rejects_only_those() -> None:
     assert plain(batch.columns.column("x")) == [1, 3]
 
 
+def test_a_null_where_none_may_be_rejects_its_event_alone() -> None:
+    writer, reader = record(field("x", ["null", "int"])), record(field("x", "int"))
+    events = [None if i in (3, 30) else i for i in range(60)]
+    batch = both(reader, ["x"], [encode(writer, {"x": x}) for x in events], writers={1: writer})
+    assert faults(batch) == [(3, "IncompatibleSchema"), (30, "IncompatibleSchema")]
+    assert plain(batch.columns.column("x")) == [x for x in events if x is not None]
+
+
 def test_a_field_that_nobody_reads_may_change_as_it_likes() -> None:
     writer = record(field("x", "int"), field("free", "string"))
     reader = record(field("x", "int"), field("free", "double"), field("must", "int"))

@@ -25,7 +25,7 @@ WEATHER = ("temp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "vis
 flights = Topology(
     name="flights",
     source=Source(
-        topic="flights", schema="flight.avsc", key="tailnum", event_time="scheduled_departure", id="flight_id"
+        "flights", schema="flight.avsc", key="tailnum", event_time="scheduled_departure", id="flight_id",
     ),
     features=(
         field("distance"), category("origin"), category("carrier"), category("dest"),

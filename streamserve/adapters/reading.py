@@ -246,7 +246,7 @@ class TopicReader:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """found: in the order in which they were read. looked_at: how many records, over both passes."""
+    """found: in the order in which they were read. looked_at: how many records, in the pass that was the last."""
 
     found: tuple[Record, ...]
     looked_at: int
@@ -260,10 +260,9 @@ def search(reader: TopicReader, since: int, matches: Callable[[Record], bool], *
         most: give up after so many records a pass.
         beyond: how many more are looked at once one matches: after a crash a record can come twice, a commit apart.
     """
-    looked_at = 0
     for start in (Start("time", max(0, since)), Start("beginning")):
         found: list[Record] = []
-        left, whole = most, True
+        left, looked_at, whole = most, 0, True
         for record in reader.backlog(start):
             looked_at, left = looked_at + 1, left - 1
             if matches(record):

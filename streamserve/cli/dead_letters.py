@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import click
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +22,12 @@ from streamserve.simulate.explain import iso
 from streamserve.topology import Topology
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from streamserve.adapters.reading import Record
 
 SHOWN_BYTES = 24
+WIDEST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def list_(topology: Topology, stage: str | None, error: str | None, limit: int, 
             for letter in newest:
                 click.echo(json.dumps(_plain(letter), ensure_ascii=False))
         elif newest:
-            out().print(_table(newest))
+            print_whole(out(), _table(newest))
         click.echo(_summary(counts, len(newest)), err=as_json)
 
 
@@ -133,6 +137,12 @@ def _table(letters: Iterable[Letter]) -> Table:
         size = "-" if value is None else str(len(value))
         table.add_row(*(Text(cell) for cell in cells), size, Text(excerpt(value)))
     return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """On a terminal cells are folded to fit; elsewhere lines are as long as they must be."""
+    wide = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    console.print(table, width=None if console.is_terminal else wide, crop=False)
 
 
 def excerpt(value: bytes | None) -> str:

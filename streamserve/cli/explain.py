@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from streamserve.cli.common import out, settings, topology_argument
-from streamserve.cli.dead_letters import Letter
+from streamserve.cli.dead_letters import Letter, print_whole
 from streamserve.cli.predictions import quiet_pipe
 from streamserve.simulate.explain import (
     FramedReader,
@@ -260,15 +261,15 @@ def _show(console: Console, story: Story) -> None:
     when = iso(source.timestamp) if source.timestamp >= 0 else "no time"
     console.print(f"source record of {when}, key {escape(key)}", highlight=False)
     if story.event is not None:
-        console.print(_pairs("event", _flat(story.event)))
+        print_whole(console, _pairs("event", _flat(story.event)))
     else:
         console.print(f"[red]the event can't be read: {escape(story.fault or '')}[/]")
     if story.prediction is not None and story.recomputed is not None and story.manifest is not None:
         _show_prediction(console, story, story.prediction)
         _show_recomputed(console, story.recomputed, story.prediction)
-        console.print(_pairs("manifest", _facts(story.manifest)))
+        print_whole(console, _pairs("manifest", _facts(story.manifest)))
     elif story.dead_letter is not None:
-        console.print(_pairs("dead letter", story.dead_letter.grounds))
+        print_whole(console, _pairs("dead letter", story.dead_letter.grounds))
     else:
         rest = "which is all there is" if story.complete else "and there are more: raise --scan"
         console.print(
@@ -281,20 +282,20 @@ def _show(console: Console, story: Story) -> None:
 def _show_prediction(console: Console, story: Story, prediction: dict[str, Any]) -> None:
     shown = ("model", "model_version", "variant", "reason", "rollout_id", "control_epoch", "scored_at")
     told = {name: prediction.get(name) for name in shown}
-    assert story.record is not None  # noqa: S101
-    told["record"] = story.record.place + (f", the last of {story.copies} copies" if story.copies > 1 else "")
-    console.print(_pairs("prediction", told))
+    place = "" if story.record is None else story.record.place
+    told["record"] = place + (f", the last of {story.copies} copies" if story.copies > 1 else "")
+    print_whole(console, _pairs("prediction", told))
 
 
 def _show_recomputed(console: Console, again: Recomputed, prediction: dict[str, Any]) -> None:
     if again.reject is not None:
         console.print(f"[red]it can't be scored now: {escape(again.reject)}[/]")
     if again.views:
-        console.print(_views(again))
+        print_whole(console, _views(again))
     if again.features:
-        console.print(_features(again))
+        print_whole(console, _features(again))
     if again.scores:
-        console.print(_scores(again, prediction))
+        print_whole(console, _scores(again, prediction))
     if again.equal:
         console.print("[green]the score is the recorded one, bit for bit[/]")
     elif again.reject is None:
@@ -317,8 +318,9 @@ def _features(again: Recomputed) -> Table:
     statuses = {view.name: view.status.name for view in again.views}
     for one in again.features:
         status = statuses.get(one.view or "", "PRESENT")
+        value = _in_type(one.value, "float32") if one.view else _short(one.value)
         kind = one.kind if status == "PRESENT" else f"{one.kind} {status}"
-        table.add_row(one.input, str(one.position), one.name, kind, Text(_short(one.value)), Text(_short(one.fed)))
+        table.add_row(one.input, str(one.position), one.name, kind, Text(value), Text(_in_type(one.fed, one.dtype)))
     return table
 
 
@@ -376,6 +378,13 @@ def _flat(event: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else "null" if value is None else json.dumps(value, default=str)
     return text if len(text) <= 120 else text[:117] + "..."  # noqa: PLR2004
+
+
+def _in_type(value: object, dtype: str) -> str:
+    """Floats as short as their type allows: 39.92 of float32, not 39.91999816894531."""
+    if isinstance(value, float) and dtype.startswith("float"):
+        return str(np.dtype(dtype).type(value))
+    return _short(value)
 
 
 def _number(value: float | None) -> str:

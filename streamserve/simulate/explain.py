@@ -130,9 +130,10 @@ def source_position(prediction_id: str, topic: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class FedFeature:
-    """One feature of one model input. value: before coding; fed: what the model's input holds, in its type."""
+    """One feature of one model input. value: before coding; fed: what the model's input holds, in `dtype`."""
 
     input: str
+    dtype: str
     position: int
     name: str
     kind: str
@@ -244,7 +245,7 @@ class Recomputing:
             kind, fed = atom.feature.kind, _plain(part if atom.width > 1 else part[0])
             view = atom.feature.view.name if atom.feature.kind == "stored" else None
             value = fed if view else _first(columns, name)
-            found.append(FedFeature(given.name, position, name, kind, value, fed, view))
+            found.append(FedFeature(given.name, given.dtype, position, name, kind, value, fed, view))
             position += atom.width
         return found
 
