@@ -45,7 +45,9 @@ class Record:
     @property
     def header(self) -> dict[str, str]:
         """The last value of each header that streamserve added, as text, by the rest of its name."""
-        return {k.removeprefix("streamserve."): v.decode() for k, v in self.headers or () if k.startswith("streamserve.")}
+        return {
+            k.removeprefix("streamserve."): v.decode() for k, v in self.headers or () if k.startswith("streamserve.")
+        }
 
 
 @dataclass(frozen=True)
@@ -180,15 +182,18 @@ def framed(schema: object, event: object, schema_id: int) -> bytes:
 # ---- a project's steps
 
 
-def renamed(project: Project, file: Path, name: str, **source: object) -> Path:
-    """A topology file in the project: the one of `file` under names of its own, so that tests don't meet."""
+def renamed(project: Project, file: Path, name: str, *, more: str = "", **source: object) -> Path:
+    """A topology file in the project: the one of `file` under names of its own, so that tests don't meet.
+
+    more: further changes, as the inside of a dict display. source: changes of its source.
+    """
     path = project.folder / f"{name.replace('-', '_')}.py"
     path.write_text(
         "from pathlib import Path\n"
-        "from streamserve.topology import load_topology\n"
+        "from streamserve.topology import load_topology, output\n"
         f"base = load_topology(Path({str(file)!r}))\n"
         f"source = base.source.model_copy(update={{'topic': {name + '.events'!r}, **{source!r}}})\n"
-        f"topology = base.model_copy(update={{'name': {name!r}, 'source': source}})\n"
+        f"topology = base.model_copy(update={{'name': {name!r}, 'source': source, {more}}})\n"
         "del base  # a file names one topology\n"
     )
     return path

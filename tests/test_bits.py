@@ -7,10 +7,11 @@ disk and knows nothing of the package's features or pipeline. The other half is 
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import fastavro
@@ -18,7 +19,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, Project, Worker
+from conftest import ROOT, Project
+from onnx import TensorProto, helper
 from support import (
     Broker,
     Record,
@@ -28,8 +30,8 @@ from support import (
     flights,
     framed,
     late,
-    prediction,
     renamed,
+    save,
     serve_until,
     source_of,
     view_tables,
@@ -37,6 +39,8 @@ from support import (
 )
 
 from streamserve.demo.train import export_onnx, train
+from streamserve.pipeline.schemas import EventSchema
+from streamserve.simulate.recorded import keys_of, to_avro
 
 pytestmark = pytest.mark.services
 
@@ -125,12 +129,12 @@ class Expected:
     status: pd.DataFrame  # by view
 
 
-def features(frame: pd.DataFrame, words: dict[str, list[str]], minute_off_by: int = 0) -> Expected:
-    """The model's input, in the catalogue's order. minute_off_by: a planted error."""
+def features(frame: pd.DataFrame, words: dict[str, list[str]]) -> Expected:
+    """The model's input, in the catalogue's order."""
     clock = pd.to_datetime(frame["scheduled_departure"], unit="ms", utc=True).dt.tz_convert("America/New_York").dt
     columns = {"distance": frame["distance"], **{name: code(frame[name], words[name]) for name in words}}
     columns |= {f"weather.{name}": frame[f"weather.{name}"] for name in WEATHER}
-    columns |= {"hour": clock.hour, "minute": clock.minute + minute_off_by, "weekday": clock.weekday}
+    columns |= {"hour": clock.hour, "minute": clock.minute, "weekday": clock.day_of_week}
     columns["night"] = (clock.hour < 6) | (clock.hour >= 22)
     status = {}
     for view in RULES:
@@ -244,8 +248,11 @@ def scores_of(found: dict[tuple[int, int], tuple[Record, dict[str, object]]], pl
     return np.array([found[place][1]["scores"]["late"] for place in places])
 
 
-def reference(setup: Setup, minute_off_by: int = 0) -> tuple[Expected, np.ndarray]:
-    known = features(setup.sent.frame, setup.words, minute_off_by)
+def reference(setup: Setup, *, planted: str = "") -> tuple[Expected, np.ndarray]:
+    """What pandas and a direct run say. planted: a feature that is to be off by one."""
+    known = features(setup.sent.frame, setup.words)
+    if planted:
+        known.matrix[:, known.names.index(planted)] += 1
     (probabilities,) = direct(setup.model, {"features": known.matrix}, ["probabilities"])
     return known, probabilities[:, 1].astype(np.float64)
 
@@ -297,8 +304,48 @@ def test_batch_sizes_change_no_bit(setup, batch_rows, last):
 
 
 def test_the_comparison_sees_a_feature_that_is_off_by_one(setup, served):
-    _, wrong = reference(setup, minute_off_by=1)
-    assert (bits(scores_of(served, setup.sent.places)) != bits(wrong)).mean() > 0.01
+    got = bits(scores_of(served, setup.sent.places))
+    assert (got != bits(reference(setup, planted="minute")[1])).any()
+    assert (got != bits(reference(setup, planted="hour")[1])).mean() > 0.01
+
+
+@pytest.fixture(scope="module")
+def mirrored(setup) -> np.ndarray:
+    """What a model saw of each event, column by column: its only output is its input."""
+    name, project = "bits-mirror", setup.project
+    more = "'model': 'mirror', 'outputs': {'seen': output('seen')}, 'decision': None"
+    topology = renamed(project, ROOT / "topologies" / "flights.py", name, more=more, topic=SOURCE)
+    width = len(reference(setup)[0].names)
+    sides = [helper.make_tensor_value_info(side, TensorProto.FLOAT, [None, width]) for side in ("features", "seen")]
+    node = helper.make_node("Identity", ["features"], ["seen"])
+    save(helper.make_graph([node], "mirror", sides[:1], sides[1:]), project.folder / "mirror.onnx")
+    project.ok("topics", "apply", topology)
+    words = project.folder / "words.json"
+    project.ok("models", "add", topology, "v1", project.folder / "mirror.onnx", "--vocabularies", words)
+    project.ok("topology", "init", topology, "--version", "v1")
+    worker = project.worker(topology)
+    try:
+        serve_until(worker, len(setup.sent.records))
+        assert worker.stop() == 0, worker.log.read_text()
+    finally:
+        worker.process.kill()
+    found = by_source(setup.broker.read(f"{name}.predictions"))
+    rows = [found[place][1]["scores"] for place in setup.sent.places]
+    return np.array([[row[f"seen.{at}"] for at in range(width)] for row in rows])
+
+
+def test_every_feature_has_the_bits_that_pandas_gives_it(setup, mirrored):
+    known, _ = reference(setup)
+    same = (mirrored == known.matrix) | (np.isnan(mirrored) & np.isnan(known.matrix))
+    wrong = {name: int(count) for name, count in zip(known.names, (~same).sum(axis=0), strict=True) if count}
+    assert not wrong
+    assert np.isnan(known.matrix).any()
+
+
+def test_the_comparison_of_features_sees_a_minute_too_many(setup, mirrored):
+    known, _ = reference(setup, planted="minute")
+    at = known.names.index("minute")
+    assert (mirrored[:, at] != known.matrix[:, at]).all()
 
 
 def test_decisions_follow_the_score(setup, served):
@@ -363,75 +410,89 @@ def test_the_accounting_sees_a_loss_a_repetition_and_a_stranger():
 FIRST_FIELD = fastavro.parse_schema(
     {"type": "record", "name": "Prediction", "fields": [{"name": "prediction_id", "type": "string"}]}
 )
-BROKEN = (
-    b"not an event",
-    b"\x01\x00\x00\x00\x01wrong magic",
-    b"\x00\x00\x00\x00\x63of a schema that nobody knows",
-    b"\x00\x00\x00\x00\x01\x02",
-    b"\x00\x00",
-    None,
-)
-GROUNDS = ("WrongMagic", "WrongMagic", "UnknownSchemaId", "Undecodable", "TooShort", "Tombstone")
+BROKEN = {
+    b"not an event": "WrongMagic",
+    b"\x01\x00\x00\x00\x01wrong magic": "WrongMagic",
+    b"\x00\x00\x00\x00\x63of a schema that nobody knows": "UnknownSchemaId",
+    b"\x00\x00\x00\x00\x01\x02": "Undecodable",
+    b"\x00\x00": "TooShort",
+    None: "Tombstone",
+}
 BROKEN_EVERY = 1000  # flights between two of them
 
 
 @dataclass(frozen=True)
 class Year:
-    setup: Setup
     topology: str
-    broken: list[Record]
-    places: list[tuple[int, int]]
+    broken: dict[tuple[int, int], Record]
     predictions: list[Record]
     dead: list[Record]
-    worker: Worker
+    exit_code: int
 
 
 @pytest.fixture(scope="module")
-def year(setup) -> Iterator[Year]:
-    from streamserve.pipeline.schemas import EventSchema
-    from streamserve.simulate.recorded import keys_of, to_avro
-
+def year(setup) -> Year:
     name, project, broker = "bits-year", setup.project, setup.broker
     topology = renamed(project, ROOT / "topologies" / "flights.py", name)
     project.ok("topics", "apply", topology)
     project.ok("topology", "init", topology, "--version", "v1")
     worker = project.worker(topology)
-    schema = EventSchema.parse((ROOT / "schemas" / "flight.avsc").read_text())
-    producer, broken, places, sent = broker.producer(), list[Record](), list[tuple[int, int]](), 0
-    for batch in flights().to_batches(BROKEN_EVERY):
-        for key, value in zip(keys_of(batch, "tailnum"), to_avro(batch, schema, 1), strict=True):
-            producer.produce(f"{name}.events", value, key)
-        producer.poll(0)
-        at = len(broken)
-        odd = Record(f"key {at}".encode(), BROKEN[at % len(BROKEN)], [("n", str(at).encode()), ("", None)])
-        broken.append(odd)
-        places += broker.produce(f"{name}.events", [odd]) if at < len(BROKEN) else []
-        if at >= len(BROKEN):
-            producer.produce(f"{name}.events", odd.value, odd.key, headers=odd.headers)
-        sent += len(batch)
-    assert sent == 336_776
-    assert producer.flush(30) == 0
     try:
-        serve_until(worker, sent + len(broken), seconds=120)
+        broken = send_the_year(broker, f"{name}.events")
+        serve_until(worker, 336_776 + len(broken), seconds=120)
         code = worker.stop()
-        assert code == 0, worker.log.read_text()
     finally:
         worker.process.kill()
-    yield Year(
-        setup, name, broken, places, broker.read(f"{name}.predictions"), broker.read(f"{name}.dead-letters"), worker
-    )
+    return Year(name, broken, broker.read(f"{name}.predictions"), broker.read(f"{name}.dead-letters"), code)
 
 
-def test_every_flight_of_the_year_is_answered_exactly_once_in_a_clean_run(year):
-    expected = np.concatenate(
-        [
-            np.arange(packed(p, 0), packed(p, end))
-            for p, end in year.setup.broker.ends(f"{year.topology}.events").items()
-        ]
-    )
-    ids = [fastavro.schemaless_reader(_body(one), FIRST_FIELD)["prediction_id"] for one in year.predictions]
-    found = [packed(*source_of(name)) for name in ids]
+def send_the_year(broker: Broker, topic: str) -> dict[tuple[int, int], Record]:
+    """Every flight, and now and then a record that nobody can decode: those by their positions."""
+    schema = EventSchema.parse((ROOT / "schemas" / "flight.avsc").read_text())
+    producer, broken = broker.producer(), dict[tuple[int, int], Record]()
+
+    def note(error, message) -> None:
+        assert error is None
+        place = message.partition(), message.offset()
+        broken[place] = Record(message.key(), message.value(), message.headers(), message.timestamp()[1])
+
+    for at, batch in enumerate(flights().to_batches(BROKEN_EVERY)):
+        for key, value in zip(keys_of(batch, "tailnum"), to_avro(batch, schema, 1), strict=True):
+            producer.produce(topic, value, key)
+        headers = [("n", str(at).encode()), ("n", None), ("empty", b"")] if at % 4 else None
+        key = f"key {at}".encode() if at % 5 else None
+        producer.produce(topic, list(BROKEN)[at % len(BROKEN)], key, headers=headers, on_delivery=note)
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    return broken
+
+
+def test_every_flight_of_the_year_is_answered_exactly_once_in_a_clean_run(setup, year):
+    ends = setup.broker.ends(f"{year.topology}.events")
+    sent = np.concatenate([np.arange(packed(p, 0), packed(p, end)) for p, end in ends.items()])
+    ids = [fastavro.schemaless_reader(io.BytesIO(one.value[5:]), FIRST_FIELD) for one in year.predictions]
+    found = [packed(*source_of(one["prediction_id"])) for one in ids]
     found += [packed(int(one.header["source.partition"]), int(one.header["source.offset"])) for one in year.dead]
-    lost, repeated, strange = missing_and_repeated(expected, np.array(found))
+    lost, repeated, strange = missing_and_repeated(sent, np.array(found))
     assert (len(lost), len(repeated), len(strange)) == (0, 0, 0)
     assert (len(year.predictions), len(year.dead)) == (336_776, len(year.broken))
+
+
+def test_a_worker_that_is_asked_to_stop_has_committed_all_that_it_answered(setup, year):
+    assert year.exit_code == 0
+    source = f"{year.topology}.events"
+    assert setup.broker.committed(f"streamserve.{year.topology}", source) == setup.broker.ends(source)
+
+
+def test_a_dead_letter_is_the_event_untouched_and_its_grounds(year):
+    assert len(year.broken) == 337
+    for one in year.dead:
+        about = one.header
+        sent = year.broken[int(about["source.partition"]), int(about["source.offset"])]
+        assert (one.key, one.value) == (sent.key, sent.value)
+        assert one.headers[: len(sent.headers or ())] == (sent.headers or [])
+        assert (about["stage"], about["error"]) == ("decode", BROKEN[sent.value])
+        assert (about["source.topic"], about["source.timestamp"]) == (f"{year.topology}.events", str(sent.timestamp))
+        assert about["message"]
+        assert about["release"] == version("streamserve")
+        assert len(one.headers) == len(sent.headers or ()) + len(about)

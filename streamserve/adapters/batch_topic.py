@@ -7,6 +7,7 @@ agent iterates over a channel that our intake fills from its own thread. Public 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import faust
@@ -33,13 +34,20 @@ def make_app(name: str, *, web_host: str, web_port: int, datadir: str) -> App:
     return App(
         name,
         broker="kafka://not-used",
-        web_enabled=web_port >= 0,
         web_host=web_host,
         web_bind=web_host,
-        web_port=web_port,
+        web_port=web_port or _free_port(web_host),
         datadir=datadir,
         autodiscover=False,
     )
+
+
+def _free_port(host: str) -> int:
+    """Faust's web server wants a number; the port is free when this returns."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class BatchTopic(Channel[Any]):

@@ -96,13 +96,13 @@ class Clients:
 
     def producer(self, **more: object) -> Producer:
         """An idempotent producer that partitions as the Java client does."""
-        config = self.config(
-            **{"enable_idempotence": True, "partitioner": "murmur2_random", "linger_ms": 5, **more},
+        config = _without_group(
+            self.config(**{"enable_idempotence": True, "partitioner": "murmur2_random", "linger_ms": 5, **more})
         )
         return self._open(lambda: Producer(config, logger=LOG))
 
     def admin(self) -> AdminClient:
-        return self._open(lambda: AdminClient(self.config(), logger=LOG))
+        return self._open(lambda: AdminClient(_without_group(self.config()), logger=LOG))
 
     def _open(self, make: Callable[[], _Client]) -> _Client:
         try:
@@ -130,6 +130,11 @@ class Clients:
                 return 0
             raise broker_error(found.error, f"{self.bootstrap} topic {topic}")
         return len(found.partitions)
+
+
+def _without_group(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that every client gets, less those of group members: others warn of them in the log."""
+    return {name: value for name, value in config.items() if not name.startswith("group.")}
 
 
 def _fit_protocol(config: dict[str, Any]) -> dict[str, Any]:

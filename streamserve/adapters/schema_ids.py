@@ -78,9 +78,12 @@ class HttpRegistry:
     """A registry that speaks the Confluent REST API. Answers are kept: a schema id never changes its meaning."""
 
     def __init__(self, url: str, ca_file: Path | None = None) -> None:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
-        netloc = f"{host}:{parts.port}" if parts.port else host
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            parts, host, port = urllib.parse.urlsplit(""), "", None
+        netloc = f"{host}:{port}" if port else host
         self._base = urllib.parse.urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
         if parts.scheme not in ("http", "https") or not host:
             raise SchemaRegistryError(
@@ -107,6 +110,8 @@ class HttpRegistry:
     def id_of(self, subject: str, schema: str) -> int:
         path = f"/subjects/{urllib.parse.quote(subject, safe='')}/versions"
         answer = self._ask(path, {"schema": schema}) or {}
+        if "id" not in answer:
+            raise self._error("it answered without an id")
         return int(str(answer["id"]))
 
     def _ask(self, path: str, body: dict[str, object] | None = None) -> dict[str, object] | None:

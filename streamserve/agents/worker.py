@@ -31,7 +31,7 @@ from streamserve.adapters.topics import Topics, refuse
 from streamserve.agents.scoring import Scoring
 from streamserve.agents.web import Health, add_pages
 from streamserve.control import fold
-from streamserve.errors import ControlError, StreamserveError
+from streamserve.errors import ControlError, SettingsError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
 from streamserve.pipeline.decode import EventDecoder
@@ -173,7 +173,7 @@ class Worker:
             f"streamserve-{self.topology.name}",
             web_host=settings.web_host,
             web_port=settings.web_port,
-            datadir=str(Path(settings.home) / "faust"),
+            datadir=str(_faust_folder(settings.home)),
         )
         self._topic = batches(app, settings.batches_in_flight + 1)
         app.agent(self._topic, name="scoring")(self._agent)
@@ -208,13 +208,23 @@ class Worker:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
-        await self._app.start()
+        try:
+            await self._app.start()
+        except OSError as error:
+            self._failure = SettingsError(
+                f"the pages can't be served: {error.strerror or error}",
+                where=f"{self.settings.web_host}:{self.settings.web_port}",
+                mend="name another port: --web-port, or STREAMSERVE_WEB_PORT; 0 takes a free one",
+            )
+            await self._app.stop()
+            return
         self._app.flow_control.resume()
         follower = threading.Thread(target=self._follow_control, name="control", daemon=True)
         follower.start()
         self._intake.start()
         self.health.ready = True
-        LOG.info("serving %s, control epoch %d", self.topology.name, self._state.epochs[-1].number)
+        pages = f"http://{self.settings.web_host}:{self._app.conf.web_port}"
+        LOG.info("serving %s, control epoch %d, pages at %s", self.topology.name, self._state.epochs[-1].number, pages)
         await self._stop.wait()
         self.health.ready = False
         self._intake.stop()
@@ -236,6 +246,20 @@ class Worker:
             os._exit(EXIT_AT_ONCE)
         LOG.info("stopping: finishing what is in flight")
         self._stop.set()
+
+
+def _faust_folder(home: Path) -> Path:
+    """Faust makes this folder, but not its parents; nothing is kept in it."""
+    folder = home / "faust"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"the folder of local state can't be made: {error.strerror}",
+            where=str(folder),
+            mend="point STREAMSERVE_HOME at a folder that can be written",
+        ) from None
+    return folder
 
 
 def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds) -> EventDecoder:

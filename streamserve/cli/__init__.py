@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import click
@@ -70,6 +71,14 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("STREAMSERVE_LOG_LEVEL") == "DEBUG":
+            raise
+        what = f"unexpected {type(error).__name__}: {error}"
+        show_error(
+            StreamserveError(what, mend="this is a fault of streamserve; STREAMSERVE_LOG_LEVEL=DEBUG shows where")
+        )
+        sys.exit(StreamserveError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

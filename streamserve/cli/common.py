@@ -49,7 +49,7 @@ def set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
-    for name in ("faust", "mode", "aiohttp", "asyncio"):
+    for name in ("faust", "mode", "aiohttp", "asyncio", "streamserve.adapters.batch_topic"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 

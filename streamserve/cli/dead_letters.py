@@ -141,8 +141,10 @@ def _table(letters: Iterable[Letter]) -> Table:
 
 def print_whole(console: Console, table: Table) -> None:
     """On a terminal cells are folded to fit; elsewhere lines are as long as they must be."""
-    wide = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
-    console.print(table, width=None if console.is_terminal else wide, crop=False)
+    if not console.is_terminal:
+        options = console.options.update(max_width=WIDEST)
+        console.width = Measurement.get(console, options, table).maximum
+    console.print(table, crop=False)
 
 
 def excerpt(value: bytes | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -218,31 +217,8 @@ def _plain(story: Story) -> dict[str, Any]:
         "looked_at": story.looked_at,
         "looked_at_all": story.complete,
         "dead_letter": None if letter is None else letter.grounds,
-        "recomputed": None if again is None else _plain_recomputed(again),
+        "recomputed": None if again is None else again.plain(),
         "manifest": None if story.manifest is None else _plain_manifest(story.manifest),
-    }
-
-
-def _plain_recomputed(again: Recomputed) -> dict[str, Any]:
-    return {
-        "event_time": iso(again.event_time),
-        "features": [jsonable(dataclasses.asdict(feature)) for feature in again.features],
-        "views": [
-            {
-                "name": view.name,
-                "key": view.key,
-                "status": view.status.name,
-                "recorded_status": view.recorded,
-                "feature_time": None if view.feature_time is None else iso(view.feature_time),
-                "age_s": None if view.age_ms is None else view.age_ms / 1000,
-            }
-            for view in again.views
-        ],
-        "scores": [jsonable({**dataclasses.asdict(pair), "equal": pair.equal}) for pair in again.scores],
-        "decision": again.decision,
-        "reject": again.reject,
-        "equal": again.equal,
-        "grounds": again.grounds,
     }
 
 

@@ -53,7 +53,17 @@ class Catalogue:
         self.topology = topology
         self.views: dict[str, View] = {view.name: view for view in topology.views}
         self.atoms: dict[str, Atom] = {}
+        self._views_of: dict[str, tuple[str, ...]] = {}
+        later = {atom.name for feature in topology.features for atom in _atoms(feature)}
         for feature in topology.features:
+            if feature.kind == "derived" and (
+                ahead := [name for name in feature.of if name in later - set(self.atoms)]
+            ):
+                raise TopologyError(
+                    f"derived feature {feature.name!r} is made of {', '.join(ahead)}, which is not written before it",
+                    where=topology.name,
+                    mend="write it after what it is made of, and under a name of its own",
+                )
             for atom in _atoms(feature):
                 if atom.name in self.atoms:
                     raise TopologyError(
@@ -62,6 +72,18 @@ class Catalogue:
                         mend="give one of them name= (or prefix= for time parts)",
                     )
                 self.atoms[atom.name] = atom
+                self._views_of[atom.name] = self._stored_in(feature)
+
+    def _stored_in(self, feature: Feature) -> tuple[str, ...]:
+        if feature.kind == "stored":
+            return (feature.view.name,)
+        if feature.kind == "derived":
+            return tuple(sorted({view for name in feature.of for view in self.views_of(name)}))
+        return ()
+
+    def views_of(self, name: str) -> tuple[str, ...]:
+        """The stored views that a feature is read from, itself or by what it is derived of."""
+        return self._views_of.get(name, ())
 
     def pick(self, name: str) -> Atom:
         """The feature of this name.

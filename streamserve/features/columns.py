@@ -6,8 +6,9 @@ goes into an int64 input keeps its bits. What can't be computed for one event is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +18,27 @@ from numpy.typing import NDArray
 from streamserve.features.catalogue import Atom, Catalogue
 from streamserve.features.rows import StoredRows
 from streamserve.features.timeparts import time_part
-from streamserve.records import EventBatch, Reject, Stage
-from streamserve.topology import DerivedFeature, VectorFeature
+from streamserve.records import EventBatch
+from streamserve.topology import DerivedFeature, VectorFeature, View
 
 Mask = NDArray[np.bool_]
+Fault = tuple[str, str]  # a stable name of the error, and a message
+Faults = Mapping[int, Fault]  # by row of the EventBatch
 MISSING_CODE, UNSEEN_CODE, FIRST_CODE = 0, 1, 2
+NO_FAULTS: Faults = MappingProxyType({})
+NO_PINS: Mapping[str, View] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """values: [rows] or, of a vector, [rows, length]. valid: what is not null; None: all of it."""
+    """values: [rows] or, of a vector, [rows, length]. valid: what is not null; None: all of it.
+
+    faults: the rows for which there is no value, and why; only versions that read this column reject them.
+    """
 
     values: NDArray[np.generic]
     valid: Mask | None = None
+    faults: Faults = NO_FAULTS
 
 
 class BatchColumns:
@@ -38,17 +47,30 @@ class BatchColumns:
     def __init__(self, catalogue: Catalogue, events: EventBatch, stored: StoredRows) -> None:
         self.events = events
         self.stored = stored
-        self.rejects: dict[int, Reject] = {}  # by row of the EventBatch
         self._catalogue = catalogue
-        self._done: dict[str, Column] = {}
+        self._done: dict[tuple[str | int, ...], Column] = {}
         self._codes: dict[tuple[str, tuple[str, ...]], Column] = {}
 
-    def column(self, name: str) -> Column:
-        """A feature that needs no vocabulary; a category comes as its text."""
-        done = self._done.get(name)
+    def column(self, name: str, pins: Mapping[str, View] = NO_PINS) -> Column:
+        """A feature that needs no vocabulary; a category comes as the event has it.
+
+        pins: views as the asking version pins them, by name; two versions share what they pin alike.
+        """
+        key = (name, *(id(pins.get(view)) for view in self._catalogue.views_of(name)))
+        done = self._done.get(key)
         if done is None:
-            done = self._done[name] = self._compute(self._catalogue.atoms.get(name), name)
+            done = self._done[key] = self._compute(self._catalogue.atoms.get(name), name, pins)
         return done
+
+    def is_category(self, name: str) -> bool:
+        atom = self._catalogue.atoms.get(name)
+        return atom is not None and atom.feature.kind == "category"
+
+    def text(self, name: str) -> Column:
+        """A category as the text that a vocabulary would hold, for an input of strings."""
+        feature = self._catalogue.pick(name).feature
+        assert feature.kind == "category"  # noqa: S101
+        return to_column(_as_text(self.events.columns.column(feature.path)))
 
     def codes(self, name: str, vocabulary: tuple[str, ...]) -> Column:
         """A category under a version's vocabulary, int32: 0 missing, 1 unseen, 2.. by place."""
@@ -57,7 +79,7 @@ class BatchColumns:
             feature = self._catalogue.pick(name).feature
             assert feature.kind == "category"  # noqa: S101
             column = self.events.columns.column(feature.path)
-            text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+            text = _as_text(column)
             index = pc.index_in(text, value_set=pa.array(vocabulary, pa.string()))
             codes = index.fill_null(UNSEEN_CODE - FIRST_CODE).to_numpy(zero_copy_only=False) + FIRST_CODE
             codes[text.is_null().to_numpy(zero_copy_only=False)] = MISSING_CODE
@@ -70,22 +92,19 @@ class BatchColumns:
         default = getattr(atom.feature, "default", None) if atom is not None else None
         return "" if default is None and atom is not None and atom.feature.kind == "category" else default
 
-    def reject(self, row: int, error: str, message: str) -> None:
-        self.rejects.setdefault(row, Reject(int(self.events.rows[row]), Stage.ENRICH, error, message[:300]))
-
-    def _compute(self, atom: Atom | None, name: str) -> Column:
+    def _compute(self, atom: Atom | None, name: str, pins: Mapping[str, View]) -> Column:
         if atom is None:
             return to_column(self.events.columns.column(name))
         feature = atom.feature
         if feature.kind == "stored":
-            view = feature.view
+            view = pins.get(feature.view.name, feature.view)
             return Column(self.stored.view(view).values[:, view.fields.index(atom.part)])
         if feature.kind == "parts":
             return Column(time_part(self.events.columns.column(feature.path), atom.part, feature.tz))
         if feature.kind == "vector":
             return self._vector(feature)
         if feature.kind == "derived":
-            return self._derived(feature)
+            return self._derived(feature, pins)
         return to_column(self.events.columns.column(feature.path))
 
     def _vector(self, feature: VectorFeature) -> Column:
@@ -93,25 +112,29 @@ class BatchColumns:
         column = self.events.columns.column(feature.path)
         lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
         wrong = lengths != feature.length
-        for row in np.flatnonzero(wrong):
+        faults = {}
+        for row in np.flatnonzero(wrong).tolist():
             found = "null" if lengths[row] < 0 else f"{lengths[row]} values"
-            self.reject(int(row), "WrongLength", f"{feature.path}: found {found}, expected {feature.length}")
+            faults[row] = "WrongLength", f"{feature.path}: found {found}, expected {feature.length}"
         good = column.filter(pa.array(~wrong)) if wrong.any() else column
         flat = good.flatten().cast(pa.float32(), safe=False)
         values = np.full((len(column), feature.length), np.nan, np.float32)
         values[~wrong] = flat.to_numpy(zero_copy_only=False).reshape(-1, feature.length)
-        return Column(values)
+        return Column(values, faults=faults)
 
-    def _derived(self, feature: DerivedFeature) -> Column:
-        arguments = [_argument(self.column(name)) for name in feature.of]
+    def _derived(self, feature: DerivedFeature, pins: Mapping[str, View]) -> Column:
+        sources = [self.column(name, pins) for name in feature.of]
+        arguments = [_argument(source) for source in sources]
+        faults = {row: fault for source in reversed(sources) for row, fault in source.faults.items()}
         rows = np.arange(len(self.events))
         out = np.full(len(rows), np.nan)
         for part, values in run_by_halves(lambda at: _call(feature, arguments, at), rows):
             if isinstance(values, Exception):
-                self.reject(int(part[0]), "DerivedFailed", f"{feature.name}: {type(values).__name__}: {values}")
+                why = f"{feature.name}: {type(values).__name__}: {values}"
+                faults.setdefault(int(part[0]), ("DerivedFailed", why))
             else:
                 out[part] = values
-        return Column(out)
+        return Column(out, faults=faults)
 
 
 def run_by_halves(
@@ -151,8 +174,8 @@ def _argument(column: Column) -> NDArray[np.generic]:
 
 
 def to_column(array: pa.Array) -> Column:
-    """An Arrow column as numpy: numbers and booleans in their own type, strings as objects."""
-    if pa.types.is_string(array.type) or pa.types.is_binary(array.type):
+    """An Arrow column as numpy: numbers and booleans in their own type, strings and what is nested as objects."""
+    if not _is_flat(array.type):
         return Column(array.to_numpy(zero_copy_only=False), _valid(array))
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
@@ -162,6 +185,21 @@ def to_column(array: pa.Array) -> Column:
     if valid is not None:
         array = array.fill_null(pa.scalar(0).cast(array.type) if not pa.types.is_boolean(array.type) else False)
     return Column(array.to_numpy(zero_copy_only=False), valid)
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """Whether its values are numbers, or are turned into numbers."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_temporal(kind)
+    )
+
+
+def _as_text(array: pa.Array) -> pa.Array:
+    return array if pa.types.is_string(array.type) else array.cast(pa.string())
 
 
 def _valid(array: pa.Array) -> Mask | None:

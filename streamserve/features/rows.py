@@ -6,6 +6,7 @@ old row or the new one. No store is spoken to here; `FeatureStore` is the door t
 
 from __future__ import annotations
 
+import datetime as dt
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,8 +141,10 @@ def _columns(
     future = present & (feature_times > event_times)
     status[future] = FeatureStatus.FUTURE
     if view.max_age is not None:
-        age_limit = int(view.max_age.total_seconds() * 1000)
-        status[present & (event_times - feature_times > age_limit)] = FeatureStatus.STALE
+        age_limit = np.uint64(max(0, view.max_age // dt.timedelta(milliseconds=1)))
+        # Unsigned, because times of any event and any row may be more than 2**63 apart
+        ages = event_times.astype(np.uint64) - feature_times.astype(np.uint64)
+        status[present & ~future & (ages > age_limit)] = FeatureStatus.STALE
     for kind, rule in ((FeatureStatus.STALE, view.stale), (FeatureStatus.FUTURE, view.future)):
         if rule == "default":
             values[status == kind] = defaults

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamserve.errors import SignatureError
-from streamserve.features.catalogue import Catalogue
-from streamserve.features.columns import BatchColumns, Column
+from streamserve.features.catalogue import Catalogue, view_fingerprint
+from streamserve.features.columns import BatchColumns, Column, Fault
 from streamserve.models.manifest import Input, Manifest
 from streamserve.topology import View
 
@@ -24,11 +24,10 @@ class FeaturePlan:
     inputs: tuple[Input, ...]
     vocabularies: Mapping[str, tuple[str, ...]]
     views: tuple[View, ...]
-    _view_of: Mapping[str, View] = field(init=False, repr=False, compare=False)
+    _pins: Mapping[str, View] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_feature = {f"{view.name}.{name}": view for view in self.views for name in view.fields}
-        object.__setattr__(self, "_view_of", by_feature)
+        object.__setattr__(self, "_pins", {view.name: view for view in self.views})
 
     @classmethod
     def of(cls, manifest: Manifest, catalogue: Catalogue) -> FeaturePlan:
@@ -50,22 +49,27 @@ class FeaturePlan:
         views = []
         for pinned in manifest.views:
             here = catalogue.views.get(pinned.name)
-            if here is None or here.key != pinned.key or here.fields != pinned.fields:
+            if here is None or view_fingerprint(here) != pinned.fingerprint:
                 raise SignatureError(
-                    f"view {pinned.name!r} of {manifest.model} {manifest.version} has key {pinned.key} and "
-                    f"{len(pinned.fields)} fields; the topology file has another",
+                    f"view {pinned.name!r} of {manifest.model} {manifest.version}: found "
+                    + ("no such view" if here is None else f"key {here.key}, fields {here.fields}")
+                    + f" in the topology file, expected key {pinned.key}, fields {pinned.fields}",
                     where=catalogue.topology.name,
                     mend="keep the view as it was beside the new one (under another name) while versions use it",
                 )
             views.append(pinned.view())
         return cls(manifest.inputs, manifest.vocabularies, tuple(views))
 
-    def fill(self, columns: BatchColumns) -> dict[str, Array]:
-        """The model's inputs over all events of the batch; rows that don't fit are in `columns.rejects`."""
-        return {given.name: self._fill(given, columns) for given in self.inputs}
+    def fill(self, columns: BatchColumns) -> tuple[dict[str, Array], dict[int, Fault]]:
+        """The model's inputs over all events of the batch, and the rows for which this version has none."""
+        faults: dict[int, Fault] = {}
+        return {given.name: self._fill(given, columns, faults) for given in self.inputs}, faults
 
-    def _fill(self, given: Input, columns: BatchColumns) -> Array:
+    def _fill(self, given: Input, columns: BatchColumns, faults: dict[int, Fault]) -> Array:
         found = [(name, self._column(name, given, columns)) for name in given.features]
+        for _, column in found:
+            for row, fault in column.faults.items():
+                faults.setdefault(row, fault)
         if given.dtype == "string":
             return _shape(_texts(found, columns), given)
         rows = len(columns.events)
@@ -74,17 +78,17 @@ class FeaturePlan:
         start = 0
         for (name, column), width in zip(found, widths, strict=True):
             target = out[:, start : start + width]
-            _put(target, name, column, given, columns)
+            _put(target, name, column, given, columns, faults)
             start += width
         return _shape(out, given)
 
     def _column(self, name: str, given: Input, columns: BatchColumns) -> Column:
-        view = self._view_of.get(name)
-        if view is not None:
-            return Column(columns.stored.view(view).values[:, view.fields.index(name[len(view.name) + 1 :])])
-        if name in self.vocabularies and given.dtype != "string":
-            return columns.codes(name, self.vocabularies[name])
-        return columns.column(name)
+        if name in self.vocabularies:
+            coded = given.dtype != "string"
+            return columns.codes(name, self.vocabularies[name]) if coded else columns.text(name)
+        if given.dtype == "string" and columns.is_category(name):
+            return columns.text(name)
+        return columns.column(name, self._pins)
 
 
 def _texts(found: Sequence[tuple[str, Column]], columns: BatchColumns) -> Array:
@@ -98,7 +102,9 @@ def _texts(found: Sequence[tuple[str, Column]], columns: BatchColumns) -> Array:
     return out
 
 
-def _put(target: Array, name: str, column: Column, given: Input, columns: BatchColumns) -> None:
+def _put(
+    target: Array, name: str, column: Column, given: Input, columns: BatchColumns, faults: dict[int, Fault]
+) -> None:
     """Write a column into its place in the input, in the input's type, without a silent change of value."""
     values = column.values if column.values.ndim == 2 else column.values[:, None]  # noqa: PLR2004
     missing = None if column.valid is None else ~column.valid
@@ -112,23 +118,54 @@ def _put(target: Array, name: str, column: Column, given: Input, columns: BatchC
     default = columns.default(name)
     if missing is not None:
         if default is None:
-            for row in np.flatnonzero(missing):
-                columns.reject(int(row), "NullInput", f"{name} is null, and input {given.name} takes {given.dtype}")
+            why = f"{name} is null, and input {given.name} takes {given.dtype}"
+            for row in np.flatnonzero(missing).tolist():
+                faults.setdefault(row, ("NullInput", why))
             default = 0
-        values = np.where(missing[:, None], np.array(default, values.dtype), values)
+        values = np.where(missing[:, None], np.array(0, values.dtype), values)
     with np.errstate(invalid="ignore", over="ignore"):
         cast = values.astype(target.dtype)
-        lost = (cast.astype(values.dtype) != values).any(axis=1)
-        if values.dtype.kind == "f":
-            # 2**63 as a float survives the round trip through the wrapped integer on some machines
-            lost |= ~np.isfinite(values).all(axis=1)
-    for row in np.flatnonzero(lost):
-        columns.reject(
-            int(row),
-            "NotExact",
-            f"{name} is {values[row].tolist()}, which {given.dtype} input {given.name} can't hold",
-        )
+        lost = ~_survives(values, cast)
+    if missing is not None:
+        cast[missing] = lost[missing] = 0
+        if default:
+            cast[missing] = _exactly(default, target.dtype, name, given)
+    for row in np.flatnonzero(lost.any(axis=1)).tolist():
+        why = f"{name} is {values[row].tolist()}, which {given.dtype} input {given.name} can't hold"
+        faults.setdefault(row, ("NotExact", why))
     target[...] = cast
+
+
+def _survives(values: Array, cast: Array) -> NDArray[np.bool_]:
+    """Whether each value is still the same in another, whole type.
+
+    A round trip does not show it all: -1 comes back from uint64, and 2.0**63 on some machines from int64.
+    """
+    same: NDArray[np.bool_] = cast.astype(values.dtype) == values
+    if cast.dtype.kind == "u" and values.dtype.kind in "if":
+        same &= values >= 0
+    if values.dtype.kind == "f" and cast.dtype.kind in "iu":
+        same &= np.isfinite(values) & (values < 2.0 ** (8 * cast.dtype.itemsize - (cast.dtype.kind == "i")))
+    return same
+
+
+def _exactly(default: float | str, kind: np.dtype[np.generic], name: str, given: Input) -> Array:
+    """A feature's default in the input's type.
+
+    Raises:
+        SignatureError: the type can't hold it.
+    """
+    try:
+        found = np.array(default).astype(kind)
+        fits = bool(np.isfinite(default) and found == default)
+    except (OverflowError, ValueError, TypeError):
+        fits = False
+    if not fits:
+        raise SignatureError(
+            f"feature {name!r}: its default is {default!r}, which {given.dtype} input {given.name!r} can't hold",
+            mend="give it a default that is one of the input's values",
+        )
+    return found
 
 
 def _shape(out: Array, given: Input) -> Array:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from streamserve.features.catalogue import Catalogue
-from streamserve.features.columns import BatchColumns
+from streamserve.features.columns import BatchColumns, Fault
 from streamserve.features.rows import FeatureStore, StoredRows
 from streamserve.models.plan import FeaturePlan
-from streamserve.records import EventBatch, FeatureMatrix
+from streamserve.pipeline.columns import MAX_MESSAGE
+from streamserve.records import EventBatch, FeatureMatrix, Reject, Stage
 from streamserve.topology import View
 
 
@@ -32,17 +33,22 @@ def build_matrix(
     version: str, plan: FeaturePlan, columns: BatchColumns, rows: np.ndarray[tuple[int], np.dtype[np.intp]]
 ) -> FeatureMatrix:
     """The inputs of one version for these events (indices into the EventBatch, ascending)."""
-    before = set(columns.rejects)
-    inputs: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = plan.fill(columns)
-    chosen = rows
-    if columns.rejects:
-        bad = np.fromiter(columns.rejects, np.intp, len(columns.rejects))
-        chosen = rows[~np.isin(rows, bad)]
+    filled, faults = plan.fill(columns)
+    inputs: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = filled
+    chosen, rejects = rows, tuple[Reject, ...]()
+    if faults:
+        # Of these rows only: what this version can't be given may be just right for the one that answers there
+        bad = np.isin(rows, np.fromiter(faults, np.intp, len(faults)))
+        chosen, rejects = rows[~bad], tuple(_reject(columns.events, row, faults[row]) for row in rows[bad].tolist())
     if len(chosen) != len(columns.events):
         inputs = {name: values[chosen] for name, values in inputs.items()}
     names = tuple(view.name for view in plan.views)
     status = np.empty((len(chosen), len(names)), np.uint8)
     for place, view in enumerate(plan.views):
         status[:, place] = columns.stored.view(view).status[chosen]
-    new = tuple(columns.rejects[row] for row in sorted(set(columns.rejects) - before))
-    return FeatureMatrix(version, chosen, inputs, names, status, new)
+    return FeatureMatrix(version, chosen, inputs, names, status, rejects)
+
+
+def _reject(events: EventBatch, row: int, fault: Fault) -> Reject:
+    error, message = fault
+    return Reject(int(events.rows[row]), Stage.ENRICH, error, message[:MAX_MESSAGE])

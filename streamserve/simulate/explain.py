@@ -13,7 +13,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import fastavro
@@ -157,6 +157,17 @@ class ViewState:
     def differs(self) -> bool:
         return self.recorded is not None and self.recorded != self.status.name
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "name": self.name,
+            "key": list(self.key),
+            "status": self.status.name,
+            "recorded_status": self.recorded,
+            "feature_time": None if self.feature_time is None else iso(self.feature_time),
+            "age_s": None if self.age_ms is None else self.age_ms / 1000,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ScorePair:
@@ -182,11 +193,24 @@ class Recomputed:
     scores: tuple[ScorePair, ...] = ()
     decision: str | None = None
     reject: str | None = None
-    grounds: tuple[str, ...] = field(default=())
+    grounds: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
         return bool(self.scores) and all(pair.equal for pair in self.scores)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "event_time": iso(self.event_time),
+            "features": [jsonable(asdict(feature)) for feature in self.features],
+            "views": [view.plain() for view in self.views],
+            "scores": [jsonable({**asdict(pair), "equal": pair.equal}) for pair in self.scores],
+            "decision": self.decision,
+            "reject": self.reject,
+            "equal": self.equal,
+            "grounds": list(self.grounds),
+        }
 
 
 class Recomputing:

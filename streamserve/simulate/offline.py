@@ -111,6 +111,6 @@ def training_plan(
     names = tuple(features if features is not None else catalogue.atoms)
     width = sum(catalogue.pick(name).width for name in names)
     given = Input(name="features", dtype="float32", shape=(None, width), features=names)
-    used = {name.partition(".")[0] for name in names}
+    used = {view for name in names for view in catalogue.views_of(name)}
     views = tuple(view for view in catalogue.views.values() if view.name in used)
     return FeaturePlan((given,), {k: tuple(v) for k, v in vocabularies.items()}, views)
