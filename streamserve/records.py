@@ -106,7 +106,7 @@ class EventBatch:
     """The rows that could be decoded, as columns.
 
     columns: one nullable Arrow column per event path that the topology reads ("distance", "weather.temp"),
-        in the types of `pipeline.avro.arrow_type`; as many rows as `rows`.
+        in the types of `pipeline.columns.arrow_type`; as many rows as `rows`.
     rows: the row of `raw` behind each, ascending.
     event_times: milliseconds since 1970 of each event; where the event has none, its record timestamp.
     """

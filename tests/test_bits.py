@@ -220,7 +220,7 @@ def send(broker: Broker) -> Sent:
 
 
 def utc(event: dict[str, object]) -> dict[str, object]:
-    """fastavro takes a time without a zone for one of this machine's."""
+    """Fastavro takes a time without a zone for one of this machine's."""
     weather = event["weather"]
     if weather is not None:
         weather = {**weather, "observed": weather["observed"].replace(tzinfo=dt.UTC)}

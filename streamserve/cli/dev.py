@@ -27,7 +27,7 @@ _LOOK_SECONDS = 1.0  # how often --foreground looks whether the services still r
 
 @click.group()
 def dev() -> None:
-    """Local services: a real one-node Kafka and a real Redis, without Docker.
+    """Local services: a real one-node Kafka and a real Redis, with Java and Maven or with Docker.
 
     They keep everything in one folder, .streamserve/dev (or $STREAMSERVE_HOME/dev), and listen on 127.0.0.1
     only. The other commands find them there when STREAMSERVE_BOOTSTRAP and STREAMSERVE_REDIS_URL are not set.
@@ -45,7 +45,10 @@ def up(foreground: bool) -> None:
 
     Run again, it tells the addresses. The first start fetches Kafka with Maven (36 MB) into
     ~/.cache/streamserve (or $STREAMSERVE_CACHE). A usual port that is taken (9092, 6379) is replaced by a
-    free one.
+    free one, which is taken again the next time.
+
+    What can't run here (Kafka needs Java 17+ and Maven) runs in Docker, if that is there. STREAMSERVE_DEV
+    set to native allows no containers; set to docker, it runs both services in containers.
 
     A service whose address is set (STREAMSERVE_BOOTSTRAP, STREAMSERVE_REDIS_URL) is not started.
     """
@@ -91,7 +94,7 @@ def status(as_json: bool) -> None:
             uptime = "" if one.uptime is None else f"{one.uptime:.0f} s"
             colour = {"running": "green", "unhealthy": "red"}.get(one.state, "yellow")
             pid = "" if one.pid is None else str(one.pid)
-            state = f"[{colour}]{one.state}[/]"
+            state = f"[{colour}]{one.state}[/]{' (docker)' if one.docker else ''}"
             table.add_row(one.name, state, one.address or "", pid, uptime, escape(_short(one.log)))
         Console(highlight=False, soft_wrap=True).print(table)
     if any(one.state != "running" for one in found):
@@ -101,7 +104,7 @@ def status(as_json: bool) -> None:
 @dev.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def reset(yes: bool) -> None:
-    """Stop both and delete their data and logs. The fetched Kafka stays."""
+    """Stop both and delete their data, logs and Docker volumes. The fetched Kafka stays."""
     home = Settings.load().home
     if not yes:
         click.confirm(f"Delete every topic and every key of the local services in {home / 'dev'}?", abort=True)

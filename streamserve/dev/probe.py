@@ -74,12 +74,12 @@ def _read_string(reply: bytes, at: int) -> tuple[str, int]:
     return reply[at + 2 : end].decode(), end
 
 
-def redis_answers(port: int, pid: int) -> bool:
-    """PING is answered (not while it loads its data), and by the process that was started."""
+def redis_answers(port: int, pid: int | None) -> bool:
+    """PING is answered (not while it loads its data), and by this process; None: in a container it has its own pid."""
     try:
         with socket.create_connection((HOST, port), timeout=_TIMEOUT) as sock:
             sock.sendall(b"PING\r\nINFO server\r\nQUIT\r\n")
             reply = sock.makefile("rb").read()
     except OSError:
         return False
-    return reply.startswith(b"+PONG\r\n") and f"\nprocess_id:{pid}\r".encode() in reply
+    return reply.startswith(b"+PONG\r\n") and (pid is None or f"\nprocess_id:{pid}\r".encode() in reply)

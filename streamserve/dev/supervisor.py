@@ -3,7 +3,7 @@
 It starts what the spec plans, writes each service's state file, and then only watches. It ends when none of
 its services is left. A service ends when somebody signals it, when the supervisor gets SIGTERM, when the
 owner process ends, when its state file goes away (the home was deleted), or with the supervisor, even by
-SIGKILL.
+SIGKILL. A service in a container is a process here too, which ends with the container, and the other way round.
 It restarts nothing: a service that dies stays visible as stopped, with its log.
 """
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from streamserve.dev.docker import Compose
 from streamserve.dev.launch import STOP_SECONDS, read_spec
 from streamserve.dev.place import State, try_lock
 from streamserve.dev.process import die_with_parent, look, open_pidfd, stop
@@ -82,7 +83,7 @@ class _Supervisor:
             log.error("%s ended at once", plan.name)
             popen.wait()
             return
-        state = State(plan.name, plan.port, process, me, self.owner)
+        state = State(plan.name, plan.port, process, me, self.owner, plan.docker)
         fd = os.pidfd_open(popen.pid)
         self.poller.register(fd, select.POLLIN)
         self.children[plan.name] = _Child(state, popen, fd)
@@ -131,6 +132,8 @@ class _Supervisor:
             if status is None:
                 continue
             log.info("%s ended with status %d", name, status)
+            if child.state.docker and status < 0:  # killed before it could do so itself
+                Compose(self.place, name).remove()
             if self._is_mine(name):
                 self.place.state_file(name).unlink(missing_ok=True)
             self.poller.unregister(child.fd)
