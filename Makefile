@@ -34,5 +34,5 @@ format: $(STAMP)  ## mend what check finds, where a tool can
 	$(BIN)/ruff check --fix .
 
 clean: $(STAMP)  ## stop local services, forget local state
-	-$(BIN)/streamserve dev down
+	-$(BIN)/streamserve dev reset --yes
 	rm -rf .streamserve $(VENV)

@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from streamserve.errors import SettingsError
 
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ClientConfig = Annotated[dict[str, str], NoDecode]
+RedisConfig = Annotated[dict[str, bool | int | float | str], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -46,7 +48,7 @@ class Settings(BaseSettings):
         default=None,
         description="A client.properties file (key=value a line): keeps secrets out of the environment.",
     )
-    redis: ClientConfig = Field(
+    redis: RedisConfig = Field(
         default_factory=dict,
         repr=False,
         description="Any redis-py connection settings, as JSON (ssl_ca_certs, username, ...).",
@@ -112,8 +114,21 @@ class Settings(BaseSettings):
 
     @field_validator("kafka", "redis", mode="before")
     @classmethod
-    def _parse_client_config(cls, value: object) -> object:
-        return json.loads(value) if isinstance(value, str) else value
+    def _parse_client_config(cls, value: object, info: ValidationInfo) -> object:
+        """JSON. librdkafka takes text alone, so numbers and booleans become that; redis-py takes them as they are."""
+        found = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(found, dict) or info.field_name == "redis":
+            return found
+        plain = (bool, int, float)
+        return {key: json.dumps(one) if isinstance(one, plain) else one for key, one in found.items()}
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _known_level(cls, value: object) -> object:
+        level = str(value).upper()
+        if level not in LEVELS:
+            raise ValueError(f"expected one of {', '.join(LEVELS)}")
+        return level
 
     @classmethod
     def load(cls) -> Self:
@@ -126,12 +141,15 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            name = "STREAMSERVE_" + "_".join(str(part) for part in first["loc"]).upper()
+            name = f"STREAMSERVE_{first['loc'][0]}".upper()
+            inside = ".".join(str(part) for part in first["loc"][1:])
             raise SettingsError(
-                f"{name} does not fit: {first['msg']}",
+                f"{name} does not fit: {inside + ': ' if inside else ''}{first['msg']}",
                 where="environment or .env",
                 mend=f"set {name} to a fitting value, or unset it for the default",
             ) from None
+        except UnicodeDecodeError:
+            raise SettingsError("the settings file is not UTF-8 text", where=".env", mend="write it anew") from None
 
     @cached_property
     def kafka_properties(self) -> dict[str, str]:
@@ -150,9 +168,10 @@ class Settings(BaseSettings):
 def _read_properties(path: Path) -> dict[str, str]:
     try:
         text = path.read_text("utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(
-            f"the Kafka settings file cannot be read: {error.strerror}",
+            f"the Kafka settings file cannot be read: {why}",
             where=str(path),
             mend="point STREAMSERVE_KAFKA_CONFIG at a readable client.properties file",
         ) from None

@@ -69,9 +69,9 @@ class View(_Word):
     """
 
     name: Name
-    key: Names
+    key: Names = Field(min_length=1)
     fields: tuple[Name, ...] = Field(min_length=1, max_length=4096)
-    max_age: timedelta | None = None
+    max_age: timedelta | None = Field(default=None, ge=timedelta(0))
     stale: Literal["use", "default"] = "default"
     future: Literal["use", "default"] = "use"
     default: float | tuple[float, ...] = float("nan")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from streamserve.dev import Endpoints, services
+from streamserve.dev import Endpoints, reset, services
 from streamserve.dev.probe import free_ports
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +39,10 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     if bootstrap and redis_url:
         yield Endpoints(bootstrap, redis_url)
         return
-    with services(tmp_path_factory.mktemp("services")) as found:
+    home = tmp_path_factory.mktemp("services")
+    with services(home) as found:
         yield found
+    reset(home)
 
 
 @dataclass

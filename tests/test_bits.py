@@ -10,7 +10,7 @@ import datetime as dt
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -451,17 +451,21 @@ def send_the_year(broker: Broker, topic: str) -> dict[tuple[int, int], Record]:
     schema = EventSchema.parse((ROOT / "schemas" / "flight.avsc").read_text())
     producer, broken = broker.producer(), dict[tuple[int, int], Record]()
 
-    def note(error, message) -> None:
-        assert error is None
-        place = message.partition(), message.offset()
-        broken[place] = Record(message.key(), message.value(), message.headers(), message.timestamp()[1])
+    def note(odd: Record):
+        def delivered(error, message) -> None:  # a delivery report has no headers
+            assert error is None
+            place = message.partition(), message.offset()
+            broken[place] = replace(odd, timestamp=message.timestamp()[1])
+
+        return delivered
 
     for at, batch in enumerate(flights().to_batches(BROKEN_EVERY)):
         for key, value in zip(keys_of(batch, "tailnum"), to_avro(batch, schema, 1), strict=True):
             producer.produce(topic, value, key)
         headers = [("n", str(at).encode()), ("n", None), ("empty", b"")] if at % 4 else None
         key = f"key {at}".encode() if at % 5 else None
-        producer.produce(topic, list(BROKEN)[at % len(BROKEN)], key, headers=headers, on_delivery=note)
+        odd = Record(key, list(BROKEN)[at % len(BROKEN)], headers)
+        producer.produce(topic, odd.value, odd.key, headers=odd.headers, on_delivery=note(odd))
         producer.poll(0)
     assert producer.flush(60) == 0
     return broken

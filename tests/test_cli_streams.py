@@ -200,6 +200,21 @@ class TestReading:
         with pytest.raises(UnreadableError, match=why):
             self.reader().read(value)
 
+    def test_an_event_of_endless_nothing_is_refused_at_once(self):
+        class Writers:
+            def writer_schema(self, _):
+                return json.dumps(
+                    {
+                        "type": "record",
+                        "name": "R",
+                        "fields": [{"name": "a", "type": {"type": "array", "items": "null"}}],
+                    }
+                )
+
+        bomb = b"\xfe\xff\xff\xff\xff\xff\xff\xff\x7f\0"  # 2**62 items of no bytes
+        with pytest.raises(UnreadableError, match="no bytes"):
+            FramedReader(Writers()).read(b"\0\0\0\0\1" + bomb)
+
     def test_values_become_json(self):
         moment = dt.datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=dt.timezone(dt.timedelta(hours=1)))
         value = {"t": moment, "b": b"\xff", "n": float("nan"), "l": [1, None, True], "d": dt.date(2026, 1, 2)}

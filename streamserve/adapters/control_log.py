@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.control import fold
 from streamserve.errors import BrokerError, ControlError, TopicError
 
@@ -91,7 +91,7 @@ class LogReader:
                 yield LogRecord(message.offset(), message.timestamp()[1], message.value())
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 self.position = max(self.position, message.offset())
-            elif not error.retriable() and error.code() != KafkaError._TRANSPORT:  # noqa: SLF001
+            elif not (error.retriable() or error.code() == KafkaError._TRANSPORT or needless(error)):  # noqa: SLF001
                 raise broker_error(error, self._where)
             message = self._consumer.poll(0)
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from confluent_kafka import Message, TopicPartition
 
 from streamserve.adapters.intake import to_batch
-from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.records import RawBatch
 
 TIMEOUT_S = 10.0
@@ -45,7 +45,7 @@ class Follower:
             error = message.error()
             if error is None:
                 good.append(message)
-            elif not error.retriable() and error.code() >= 0:
+            elif not error.retriable() and error.code() >= 0 and not needless(error):
                 raise broker_error(error, f"topic {message.topic()}")
         ordered = sorted(good, key=Message.topic)
         return [to_batch(topic, list(group), 0, started) for topic, group in groupby(ordered, key=Message.topic)]

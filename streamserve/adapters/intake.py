@@ -185,7 +185,7 @@ class Intake:
             hook(boundaries)
         self._emitter.barrier()
         try:
-            consumer.commit(
+            done = consumer.commit(
                 offsets=[TopicPartition(b.topic, b.partition, b.stop) for b in boundaries], asynchronous=False
             )
         except KafkaException as error:
@@ -194,6 +194,9 @@ class Intake:
                 LOG.warning("commit refused, the group moved on: %s", error.args[0].str())
                 return
             raise broker_error(error.args[0], self._clients.bootstrap) from None
+        for tp in done:
+            if tp.error is not None:
+                raise broker_error(tp.error, f"{self._clients.bootstrap} commit of {tp.topic}-{tp.partition}")
         with self._state:
             self._ledger.committed(boundaries)
         self.commits += 1

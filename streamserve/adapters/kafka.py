@@ -7,6 +7,7 @@ to `logging`, not to stderr.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ __all__ = [
     "Producer",
     "TopicPartition",
     "broker_error",
+    "missing_right",
+    "needless",
 ]
 
 _Client = TypeVar("_Client")
@@ -31,20 +34,44 @@ LOG = logging.getLogger("streamserve.kafka")
 # The fetcher stops at queued.min.messages and then sleeps this long: at the default of 1,000 ms small messages
 # are capped at 178 k/s
 FETCH_BACKOFF_MS = 10
+POLL_S = 0.05
+FIRST_ASK_S = 0.5  # how long the first question waits; a connection that is being made goes on meanwhile
 SESSION_TIMEOUT_MS = 6000  # a killed worker's partitions move within 4 s; the default of 45 s is a long outage
 ADVICE = {
     KafkaError._AUTHENTICATION: "check sasl.username and sasl.password in STREAMSERVE_KAFKA_CONFIG",  # noqa: SLF001
     KafkaError._SSL: "check ssl.ca.location and the broker's certificate",  # noqa: SLF001
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the rights that docs/security.md lists for a worker",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the rights that docs/operations.md lists",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topics: `streamserve topics apply <topology file>`",
 }
+# A client tries again for ever after these, and a person has to mend them
+HOPELESS = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_BOOTSTRAP to a broker that runs"
 
 
 def broker_error(error: KafkaError, where: str) -> BrokerError:
     """A client error as ours, with what to do about it."""
     return BrokerError(f"Kafka: {error.str()}", where=where, mend=ADVICE.get(error.code(), UNREACHABLE))
+
+
+def missing_right(right: str, kind: str, name: str, bootstrap: str) -> BrokerError:
+    """The broker refuses a right that docs/operations.md lists."""
+    return BrokerError(
+        f"Kafka does not grant this user {right} on {kind} {name}",
+        where=f"{bootstrap} {kind} {name}",
+        mend=f"grant it, e.g. `kafka-acls --add --allow-principal User:... --operation {_spelled(right)} "
+        f"--{kind} {name}`; docs/operations.md lists every right",
+    )
+
+
+def _spelled(right: str) -> str:
+    """As Kafka's own tool takes it: DescribeConfigs."""
+    return right.title().replace("_", "")
+
+
+def needless(error: KafkaError) -> bool:
+    """Does this matter to a reader outside any group? The library looks up a coordinator for it all the same."""
+    return bool(error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 class Clients:
@@ -120,16 +147,29 @@ class Clients:
         Raises:
             BrokerError: no broker answers within the start timeout, or it refuses us.
         """
-        timeout = self.settings.start_timeout * 0.75
-        try:
-            found = client.list_topics(topic, timeout=timeout).topics[topic]
-        except KafkaException as error:
-            raise broker_error(self._last_error or error.args[0], self.bootstrap) from None
+        found = self._ask(client, topic)
         if found.error is not None:
             if found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return 0
             raise broker_error(found.error, f"{self.bootstrap} topic {topic}")
         return len(found.partitions)
+
+    def _ask(self, client: Consumer | Producer | AdminClient, topic: str) -> Any:
+        """A topic's metadata. Asked in growing slices: what the client says of a refusal arrives between them."""
+        deadline = time.monotonic() + self.settings.start_timeout * 0.75
+        patience = FIRST_ASK_S
+        while True:
+            left = max(deadline - time.monotonic(), 0.1)
+            try:
+                return client.list_topics(topic, timeout=min(patience, left)).topics[topic]
+            except KafkaException as error:
+                client.poll(POLL_S)
+                known = self._last_error
+                if known is not None and known.code() in HOPELESS:
+                    raise broker_error(known, self.bootstrap) from None
+                if time.monotonic() >= deadline:
+                    raise broker_error(known or error.args[0], self.bootstrap) from None
+            patience *= 2
 
 
 def _without_group(config: dict[str, Any]) -> dict[str, Any]:

@@ -31,9 +31,13 @@ def starting_positions(
     topic = partitions[0].topic
     everything = [TopicPartition(topic, p) for p in consumer.list_topics(topic, TIMEOUT_S).topics[topic].partitions]
     try:
-        committed = {tp.partition: tp.offset for tp in consumer.committed(everything, TIMEOUT_S)}
+        answered = consumer.committed(everything, TIMEOUT_S)
     except KafkaException as error:
         raise broker_error(error.args[0], f"committed offsets of {topic}") from None
+    for tp in answered:
+        if tp.error is not None:  # taken for "none", it would move the start
+            raise broker_error(tp.error, f"committed offset of {topic}-{tp.partition}")
+    committed = {tp.partition: tp.offset for tp in answered}
     group_is_new = all(offset < 0 for offset in committed.values())
     placed = [
         TopicPartition(tp.topic, tp.partition, committed.get(tp.partition, -1))

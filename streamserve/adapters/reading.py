@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.errors import BrokerError, ConfigError, TopicError
 
 POLL_S = 0.2  # also how long Ctrl-C may wait
@@ -280,7 +280,7 @@ def _passing(error: KafkaError | None) -> bool:
     """A trouble that the client gets over by itself."""
     if error is None or error.code() in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET):  # noqa: SLF001
         return False
-    return not error.fatal() and (error.retriable() or error.code() < 0)
+    return not error.fatal() and (error.retriable() or error.code() < 0 or needless(error))
 
 
 def _record(message: Message) -> Record:

@@ -17,6 +17,7 @@ from streamserve.settings import Settings
 
 LOG = logging.getLogger("streamserve.redis")
 UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_REDIS_URL to a Redis that runs"
+PROBE = b"streamserve:probe"  # a key that no row has: to read it takes the rights that rows take
 WRITE_CHUNK = 2000  # rows a round trip of `load`
 
 
@@ -36,22 +37,26 @@ class RedisStore:
         self._start_timeout = settings.start_timeout
         try:
             self._redis = redis.Redis.from_url(settings.redis_url, **options)
-        except ValueError as error:
+        except ValueError:  # its text may quote a part of the password
             raise RedisError(
-                f"STREAMSERVE_REDIS_URL is no Redis URL: {error}", mend="write it as redis://host:6379/0"
+                "STREAMSERVE_REDIS_URL is no Redis URL",
+                mend="write it as redis://user:password@host:6379/0, with %2F for a / in the password",
             ) from None
 
     def check(self) -> None:
-        """Is it there?
+        """Is it there, and does it let us read rows?
 
         Raises:
             RedisError: no, or it refuses us.
         """
         try:
-            self._redis.ping()
+            self._redis.mget([PROBE])
         except redis.RedisError as error:
-            mend = "check the user and password" if isinstance(error, redis.AuthenticationError) else UNREACHABLE
-            raise RedisError(f"Redis does not answer: {error}", where=self._address, mend=mend) from None
+            raise RedisError(f"Redis does not help: {error}", where=self._address, mend=_mend(error)) from None
+        except TypeError as error:  # redis-py makes its connections late, and tells of their options then
+            raise RedisError(
+                f"STREAMSERVE_REDIS does not fit: {error}", mend="see redis-py's connection options"
+            ) from None
 
     def fetch(self, keys: Sequence[bytes]) -> Answer:
         try:
@@ -83,7 +88,7 @@ class RedisStore:
             raise RedisError(
                 f"Redis took {count} rows and then refused: {error}",
                 where=self._address,
-                mend="mend Redis and repeat",
+                mend=_mend(error) if isinstance(error, redis.exceptions.NoPermissionError) else "mend Redis and repeat",
             ) from None
         return count + len(chunk)
 
@@ -91,6 +96,15 @@ class RedisStore:
         self._redis.close()
 
 
+def _mend(error: redis.RedisError) -> str:
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return "grant the user what docs/operations.md lists: ~streamserve:* +mget, and +mset to load rows"
+    if isinstance(error, redis.AuthenticationError) or "NOAUTH" in str(error):
+        return "check the user and password in STREAMSERVE_REDIS_URL"
+    return UNREACHABLE
+
+
 def _without_password(url: str) -> str:
+    """Of an URL, what may be shown: passwords stand before the `@` or among the options."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"

@@ -100,8 +100,10 @@ class Replay:
         started = time.monotonic()
         try:
             line.send(encoded, rate, limit)
-        finally:
-            line.drain()
+        except Exception:
+            line.drain()  # not at a Ctrl-C: who asks twice does not want to wait
+            raise
+        line.drain()
         line.check()
         return Replayed(line.sent, line.acknowledged, time.monotonic() - started)
 

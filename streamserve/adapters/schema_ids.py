@@ -143,6 +143,16 @@ class HttpRegistry:
         )
 
 
+def _port(parts: urllib.parse.SplitResult) -> int | None:
+    try:
+        return parts.port
+    except ValueError:  # its text quotes what stands there: a part of a password with a / or # in it
+        raise SchemaRegistryError(
+            "STREAMSERVE_SCHEMA_REGISTRY_URL names no port that is a number",
+            mend="write it as https://user:password@host:8081/path, with %2F for a / in the password",
+        ) from None
+
+
 def schema_ids(settings: Settings) -> SchemaIds:
     if settings.schema_registry_url:
         return HttpRegistry(settings.schema_registry_url, settings.schema_registry_ca)

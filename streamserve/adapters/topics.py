@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -19,8 +19,8 @@ from confluent_kafka.admin import (
 )
 
 from streamserve.adapters.control_log import CONTROL, PROGRESS
-from streamserve.adapters.kafka import Clients, broker_error
-from streamserve.errors import TopicError
+from streamserve.adapters.kafka import Clients, broker_error, missing_right
+from streamserve.errors import BrokerError, TopicError
 from streamserve.pipeline.emit import TimestampLimits
 from streamserve.topology import Topology
 
@@ -110,9 +110,10 @@ class Topics:
 
     def plan(self, topology: Topology) -> list[Step]:
         """What `apply` would do, topic by topic."""
-        there = self._counts()
-        found = self.configs([w.name for w in wanted_topics(topology) if w.name in there])
-        return [_step(w, there.get(w.name), found.get(w.name, {})) for w in wanted_topics(topology)]
+        wanted = wanted_topics(topology)
+        there = self._counts([w.name for w in wanted])
+        found = self.configs([w.name for w in wanted if w.name in there])
+        return [_step(w, there.get(w.name), found.get(w.name, {})) for w in wanted]
 
     def apply(self, steps: list[Step], replication: int) -> None:
         """Carry a plan out.
@@ -167,14 +168,28 @@ class Topics:
             try:
                 entries = future.result(self._timeout)
             except KafkaException as error:
-                raise broker_error(error.args[0], f"{self._clients.bootstrap} topic {resource.name}") from None
+                raise self._refused(error.args[0], resource.name, "DESCRIBE_CONFIGS") from None
             found[resource.name] = {name: entry.value for name, entry in entries.items()}
         return found
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self, names: list[str]) -> dict[str, int]:
+        """The partitions of those that exist. Asked by name: in a list of all, what we may not see looks missing."""
         self._clients.partitions(self._admin, CONTROL)  # says what is wrong where nobody answers
-        listed = self._admin.list_topics(timeout=self._timeout).topics
-        return {name: len(topic.partitions) for name, topic in listed.items() if topic.error is None}
+        asked = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout)
+        found = {}
+        for name, future in asked.items():
+            try:
+                found[name] = len(future.result(self._timeout).partitions)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise self._refused(error.args[0], name, "DESCRIBE") from None
+        return found
+
+    def _refused(self, error: KafkaError, topic: str, right: str) -> BrokerError:
+        where = f"{self._clients.bootstrap} topic {topic}"
+        if error.code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            return broker_error(error, where)
+        return missing_right(right, "topic", topic, self._clients.bootstrap)
 
     def _wait(self, futures: Mapping[Any, Future[Any]], accepted: int | None = None) -> None:
         for name, future in futures.items():

@@ -26,6 +26,7 @@ from streamserve.adapters.kafka import Clients
 from streamserve.adapters.metrics import Metrics
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.adapters.redis_store import RedisStore
+from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
 from streamserve.agents.scoring import Scoring
@@ -68,6 +69,8 @@ class Worker:
         self._clients = Clients(settings)
         topics = Topics(self._clients)
         refuse(topics.plan(topology), unapplied=True)
+        group = f"streamserve.{topology.name}"
+        check_rights(self._clients, topology, group)
         self._store = RedisStore(settings)
         if topology.views:
             self._store.check()
@@ -95,7 +98,7 @@ class Worker:
         self._intake = Intake(
             self._clients,
             topology.source,
-            f"streamserve.{topology.name}",
+            group,
             self._emitter,
             self._hand_over,
             self._fail,

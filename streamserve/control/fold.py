@@ -76,7 +76,7 @@ def _parse(offset: int, value: bytes | None) -> tuple[AnyCommand | None, Outcome
         return None, Outcome(offset, accepted=False, rejection=why, detail=detail[:300])
 
     try:
-        body = json.loads(value or b"")
+        body = json.loads(value or b"", object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         return refuse(Rejection.MALFORMED, f"no JSON: {error}")
     if not isinstance(body, dict):
@@ -91,6 +91,14 @@ def _parse(offset: int, value: bytes | None) -> tuple[AnyCommand | None, Outcome
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         return refuse(Rejection.MALFORMED, f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object, each key once: of two values one reader might take the first, and another the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _judge(state: State, command: AnyCommand) -> tuple[Rejection | None, str]:

@@ -31,11 +31,12 @@ class Ledger:
         self._starts: dict[TopicPartition, int] = {}
 
     def sent(self, covers: Mapping[TopicPartition, tuple[int, int]]) -> None:
-        """A batch was handed to the producer: [from, to) of each partition."""
-        for partition, (start, stop) in covers.items():
+        """A batch was handed to the producer: [from, to) of each partition. ValueError changes nothing."""
+        for partition, (start, _) in covers.items():
             before = self._sent.get(partition)
             if before is not None and start < before:
                 raise ValueError(f"{partition} went back from {before} to {start}: batches must be sent in order")
+        for partition, (start, stop) in covers.items():
             self._starts.setdefault(partition, start)
             self._sent[partition] = stop
 

@@ -1,7 +1,8 @@
 """Local services for demo, tests and development: a real one-node Kafka and a real Redis.
 
-A home is a folder; its services, their data and their logs live in `<home>/dev`. They need no Docker; where
-there is no Java, Docker runs them (their data are in its volumes then). Nothing here knows what streamserve does with them, and no client library of theirs is imported.
+A home is a folder; its services, their data and their logs live in `<home>/dev`. They need no Docker, but it runs
+what can't run without, the data in its volumes then. Nothing here knows what streamserve does with them, and no
+client library of theirs is imported.
 """
 
 from streamserve.dev.lifecycle import Endpoints, ServiceStatus, down, reset, running, services, status, up

@@ -38,6 +38,8 @@ def _run(compose: Compose, wake: int) -> int:
     """Bring the container up and follow its log; returns when it has ended, or at SIGTERM."""
     limit = ("--wait", "--wait-timeout", str(UP_SECONDS))
     if status := _call(compose, compose.argv("up", "--detach", *limit, compose.name), wake):
+        # Why it did not come up, before it is removed.
+        _call(compose, compose.argv("logs", "--no-log-prefix", "--tail", "40", compose.name), wake)
         return status
     status, container = compose.ask("ps", "--quiet", compose.name, seconds=10.0)
     # Not `compose logs`: what that does at the container's end differs between versions.

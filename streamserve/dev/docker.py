@@ -50,16 +50,16 @@ def check() -> None:
     status, said = _run(["docker", "compose", "version"], _ASK_SECONDS)
     if status:
         raise MissingError(
-            f"`docker` is there, `docker compose` is not{_last_line(said)}",
+            f"`docker` is there, `docker compose` is not{_reason(said)}",
             where="docker compose version",
-            mend="install Docker's Compose plugin (Debian: apt install docker-compose)",
+            mend="install Docker's Compose plugin (docker-compose-plugin or docker-compose-v2)",
         )
     status, said = _run(["docker", "version", "--format", "{{.Server.Version}}"], _ASK_SECONDS)
     if status:
         raise MissingError(
-            f"`docker` is there, and its engine does not answer{_last_line(said)}",
+            f"`docker` is there, and its engine does not answer{_reason(said)}",
             where="docker version",
-            mend="start Docker",
+            mend="add yourself to the group docker" if "permission denied" in said.lower() else "start Docker",
         )
 
 
@@ -132,19 +132,18 @@ def _failure(what: str, said: str, mend: str) -> DevError:
     return DevError(f"{what}\n{tail}".rstrip(), where=str(_FILE.name), mend=mend)
 
 
-def _last_line(said: str) -> str:
+def _reason(said: str) -> str:
     lines = said.strip().splitlines()
-    return f" ({lines[-1].strip()[:200]})" if lines else ""
+    return f" ({lines[0].strip()[:200]})" if lines else ""
 
 
 def _run(argv: Sequence[str], seconds: float, environ: dict[str, str] | None = None) -> tuple[int, str]:
-    """The exit status and all that was said; a status of its own if it could not be run or did not end in time."""
+    """The exit status, and the answer or what went wrong; a status of its own if it was not run or did not end."""
     try:
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             timeout=seconds,
             check=False,
@@ -154,4 +153,4 @@ def _run(argv: Sequence[str], seconds: float, environ: dict[str, str] | None = N
         return 127, str(error)
     except subprocess.TimeoutExpired:
         return 124, f"no answer within {seconds:.0f} s"
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + (done.stderr if done.returncode else "")

@@ -211,12 +211,12 @@ def _plan(place: Place, name: str, progress: Callable[[str], None], *, usual: bo
                 raise
             reason = error
     try:
-        plan = servers.plan_docker(place, name, usual=usual)
+        docker.check()
     except MissingError as error:
         where = "; ".join(part for part in (reason.where, error.where) if part)
         raise DevError(f"{reason.what}; {error.what}", where=where, mend=f"{error.mend}, or {reason.mend}") from None
-    progress(f"{name}: in Docker ({reason.what})")
-    return plan
+    progress(f"{name}: in Docker ({reason.what}); the first time, its image is fetched")
+    return servers.plan_docker(place, name, usual=usual)
 
 
 def _ready(place: Place, plan: servers.Plan, supervisor_pid: int, progress: Callable[[str], None]) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamserve.dev import probe
-from streamserve.dev.docker import UP_SECONDS, Compose, check
+from streamserve.dev.docker import UP_SECONDS, Compose
 from streamserve.dev.jars import find_jars
 from streamserve.dev.java import MissingError, find_java
 from streamserve.dev.place import write_atomically
@@ -184,13 +184,7 @@ def _find_redis() -> Path:
 
 
 def plan_docker(place: Place, name: str, *, usual: bool) -> Plan:
-    """Either service in a container, its image fetched.
-
-    Raises:
-        MissingError: no Docker, no Compose, or an engine that does not answer.
-        DevError: the image could not be fetched.
-    """
-    check()
+    """Either service in a container; DevError if its image could not be fetched."""
     port = _port(place, name, usual=usual)
     Compose(place, name, port).prepare()
     argv = (sys.executable, "-P", "-m", "streamserve.dev.container", str(place.root), name, str(port))

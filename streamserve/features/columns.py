@@ -7,7 +7,7 @@ goes into an int64 input keeps its bits. What can't be computed for one event is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -38,7 +38,7 @@ class Column:
 
     values: NDArray[np.generic]
     valid: Mask | None = None
-    faults: Faults = NO_FAULTS
+    faults: Faults = field(default_factory=lambda: NO_FAULTS)
 
 
 class BatchColumns:
@@ -56,7 +56,7 @@ class BatchColumns:
 
         pins: views as the asking version pins them, by name; two versions share what they pin alike.
         """
-        key = (name, *(id(pins.get(view)) for view in self._catalogue.views_of(name)))
+        key: tuple[str | int, ...] = (name, *(id(pins.get(view)) for view in self._catalogue.views_of(name)))
         done = self._done.get(key)
         if done is None:
             done = self._done[key] = self._compute(self._catalogue.atoms.get(name), name, pins)

@@ -1,7 +1,8 @@
 """Parts of timestamps (hour, weekday, ...) in a time zone, by arithmetic on whole columns.
 
-Zone offsets are asked of `zoneinfo` once a distinct quarter of an hour: every zone's offset changes on such a
-boundary, and a micro-batch of live events spans one or two of them.
+Zone offsets are asked of `zoneinfo` at the ends of each distinct quarter of an hour: a micro-batch of live events
+spans one or two. Nearly every zone's offset changes on such a boundary; where it does not (St. John's changed at one
+minute past midnight until 2011), the times of that quarter are asked one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def time_part(array: pa.Array, part: str, tz: str) -> NDArray[np.float64]:
     """A part of a timestamp or date column, float64 [rows], NaN where it is null."""
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     ms = milliseconds(array)
-    if tz != "UTC":
+    if tz != "UTC" and not pa.types.is_date32(array.type):  # a date has no hour that a zone could shift
         ms = ms + offsets_ms(ms, tz)
     values = _part(ms, part).astype(np.float64)
     values[~valid] = np.nan
@@ -54,12 +55,18 @@ def _whole(array: pa.Array) -> NDArray[np.int64]:
 def offsets_ms(ms: NDArray[np.int64], tz: str) -> NDArray[np.int64]:
     """What to add to UTC to get the wall clock of the zone."""
     quarters, where = np.unique(np.floor_divide(ms, QUARTER_MS), return_inverse=True)
-    return np.array([_offset_ms(int(q), tz) for q in quarters], np.int64)[where]
+    starts = [quarter * QUARTER_MS for quarter in quarters.tolist()]
+    first = np.array([_offset_ms(start, tz) for start in starts], np.int64)
+    last = np.array([_offset_ms(start + QUARTER_MS - 1, tz) for start in starts], np.int64)
+    found = first[where]
+    for split in np.flatnonzero(first != last):
+        inside = where == split
+        found[inside] = [_offset_ms(one, tz) for one in ms[inside].tolist()]
+    return found
 
 
 @lru_cache(maxsize=100_000)
-def _offset_ms(quarter: int, tz: str) -> int:
-    ms = quarter * QUARTER_MS
+def _offset_ms(ms: int, tz: str) -> int:
     if not FIRST_MS <= ms <= LAST_MS:
         return 0
     moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=ms)
@@ -78,9 +85,9 @@ def _part(ms: NDArray[np.int64], part: str) -> NDArray[np.int64]:
     dates = days.astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
     if part == "day":
-        return (dates - months).astype(np.int64) + 1
+        return np.asarray((dates - months).astype(np.int64) + 1)
     if part == "month":
         return months.astype(np.int64) % 12 + 1
     if part == "dayofyear":
-        return (dates - dates.astype("datetime64[Y]")).astype(np.int64) + 1
+        return np.asarray((dates - dates.astype("datetime64[Y]")).astype(np.int64) + 1)
     raise ValueError(part)

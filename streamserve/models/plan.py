@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from streamserve.errors import SignatureError
 from streamserve.features.catalogue import Catalogue, view_fingerprint
 from streamserve.features.columns import BatchColumns, Column, Fault
 from streamserve.models.manifest import Input, Manifest
+from streamserve.models.signature import holds
 from streamserve.topology import View
 
 Array = NDArray[np.generic]
@@ -126,17 +128,15 @@ def _put(
     with np.errstate(invalid="ignore", over="ignore"):
         cast = values.astype(target.dtype)
         lost = ~_survives(values, cast)
-    if missing is not None:
-        cast[missing] = lost[missing] = 0
-        if default:
-            cast[missing] = _exactly(default, target.dtype, name, given)
+    if missing is not None and default:
+        cast[missing], lost[missing] = (default, False) if holds(target.dtype, default) else (0, True)
     for row in np.flatnonzero(lost.any(axis=1)).tolist():
         why = f"{name} is {values[row].tolist()}, which {given.dtype} input {given.name} can't hold"
         faults.setdefault(row, ("NotExact", why))
     target[...] = cast
 
 
-def _survives(values: Array, cast: Array) -> NDArray[np.bool_]:
+def _survives(values: NDArray[Any], cast: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each value is still the same in another, whole type.
 
     A round trip does not show it all: -1 comes back from uint64, and 2.0**63 on some machines from int64.
@@ -147,25 +147,6 @@ def _survives(values: Array, cast: Array) -> NDArray[np.bool_]:
     if values.dtype.kind == "f" and cast.dtype.kind in "iu":
         same &= np.isfinite(values) & (values < 2.0 ** (8 * cast.dtype.itemsize - (cast.dtype.kind == "i")))
     return same
-
-
-def _exactly(default: float | str, kind: np.dtype[np.generic], name: str, given: Input) -> Array:
-    """A feature's default in the input's type.
-
-    Raises:
-        SignatureError: the type can't hold it.
-    """
-    try:
-        found = np.array(default).astype(kind)
-        fits = bool(np.isfinite(default) and found == default)
-    except (OverflowError, ValueError, TypeError):
-        fits = False
-    if not fits:
-        raise SignatureError(
-            f"feature {name!r}: its default is {default!r}, which {given.dtype} input {given.name!r} can't hold",
-            mend="give it a default that is one of the input's values",
-        )
-    return found
 
 
 def _shape(out: Array, given: Input) -> Array:

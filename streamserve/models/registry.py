@@ -42,6 +42,8 @@ class Registry:
     def versions(self, model: str) -> list[str]:
         """The versions of a model, oldest first."""
         base = self.root / model
+        if not NAME.fullmatch(model):
+            return []
         found = [p for p in base.glob(f"*/{MANIFEST}") if not p.parent.name.startswith(".")] if base.is_dir() else []
         return [p.parent.name for p in sorted(found, key=lambda p: p.stat().st_mtime_ns)]
 
@@ -117,10 +119,13 @@ class Registry:
         """
         target = self.folder(manifest.model, manifest.version)
         if target.exists():
+            raise _there_already(manifest, target)
+        refs = [ref for ref in (manifest.file, manifest.golden, *manifest.attachments.values()) if ref is not None]
+        if {ref.path for ref in refs} != set(files) or MANIFEST in files:
             raise ModelError(
-                f"version {manifest.version!r} of {manifest.model!r} is in the registry already",
+                f"the manifest names the files {sorted(ref.path for ref in refs)}, found {sorted(files)}",
                 where=str(target),
-                mend="versions never change: add this one under another name",
+                mend=f"give each file under the name that the manifest has for it, none of them {MANIFEST}",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{manifest.version}-", dir=target.parent))
@@ -133,10 +138,27 @@ class Registry:
             (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
             draft.chmod(0o755)
             os.rename(draft, target)  # noqa: PTH104  (must fail, not replace, where another writer was first)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            if target.exists():
+                raise _there_already(manifest, target) from None
+            raise ModelError(
+                f"version {manifest.version!r} can't be written: {error.strerror}",
+                where=str(error.filename or target),
+                mend="check the folder's rights and its free space",
+            ) from None
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         return target
+
+
+def _there_already(manifest: Manifest, target: Path) -> ModelError:
+    return ModelError(
+        f"version {manifest.version!r} of {manifest.model!r} is in the registry already",
+        where=str(target),
+        mend="versions never change: add this one under another name",
+    )
 
 
 def file_ref(name: str, content: Path | bytes) -> FileRef:

@@ -5,7 +5,11 @@ Pure: signature and catalogue in, a plan or a message that names the feature, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from streamserve.errors import SignatureError
 from streamserve.features.catalogue import Catalogue
@@ -76,6 +80,12 @@ def _misfits(catalogue: Catalogue, tensor: Tensor, names: Sequence[str]) -> list
             )
         if tensor.dtype not in (*FLOATS, "string") and kind in ("stored", "vector"):
             faults.append(f"feature {name!r}: found {kind} (float32), expected {tensor.dtype} for {tensor.name!r}")
+        default = getattr(catalogue.atoms[name].feature, "default", None)
+        whole = kind == "field" and tensor.dtype not in (*FLOATS, "string")
+        if whole and default is not None and not holds(np.dtype(tensor.dtype), default):
+            faults.append(
+                f"feature {name!r}: found default {default}, which {tensor.dtype} input {tensor.name!r} can't hold"
+            )
     width = sum(catalogue.atoms[name].width for name in names)
     expected = axis_width(tensor)
     if expected is not None and width != expected:
@@ -84,6 +94,16 @@ def _misfits(catalogue: Catalogue, tensor: Tensor, names: Sequence[str]) -> list
             f"expected {expected} columns ({describe(tensor)})"
         )
     return faults
+
+
+def holds(kind: np.dtype[Any], number: float | str) -> bool:
+    """Whether an input of this whole type can take a number as it is."""
+    if isinstance(number, str) or not math.isfinite(number) or number != int(number):
+        return False
+    if kind.kind == "b":
+        return number in (0, 1)
+    limits = np.iinfo(kind)
+    return int(limits.min) <= int(number) <= int(limits.max)
 
 
 def axis_width(tensor: Tensor) -> int | None:

@@ -73,4 +73,5 @@ def _grounds(raw: RawBatch, reject: Reject, release: str) -> list[tuple[str, byt
         "source.timestamp": str(raw.timestamps[reject.row]),
         "release": release,
     }
-    return [(HEADER + name, text.encode()) for name, text in about.items()]
+    # backslashreplace: the message may be that of any exception, lone surrogates and all
+    return [(HEADER + name, text.encode(errors="backslashreplace")) for name, text in about.items()]

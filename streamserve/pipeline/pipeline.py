@@ -164,7 +164,9 @@ def _count_decisions(scores: tuple[Scores, ...]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for said in scores:
         counts = np.bincount(said.decisions + 1, minlength=len(said.labels) + 1)
-        total.update({label: int(n) for label, n in zip(("", *said.labels), counts, strict=False) if n})
+        for label, n in zip(("", *said.labels), counts.tolist(), strict=False):
+            total[label] += n  # one by one: two classes may have the same label
+    total = +total  # without those that have none
     return dict(total)
 
 

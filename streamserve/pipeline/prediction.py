@@ -136,7 +136,9 @@ def _identity(events: EventBatch, rows: NDArray[np.intp], about: Provenance, now
         event_id = events.columns.column(about.event_id).take(pa.array(rows)).cast(pa.string())
     event_time = pa.nulls(count, pa.timestamp("ms"))
     if about.has_event_time:
-        event_time = pa.array(events.event_times[rows]).cast(pa.timestamp("ms"))
+        times = events.event_times[rows]
+        nowhere = (stamps < 0) & (times == stamps)  # neither the event nor its record has one
+        event_time = pa.array(times, mask=nowhere).cast(pa.timestamp("ms"))
     return {
         "prediction_id": prediction_ids(events, rows),
         "topology": pa.repeat(about.topology, count),

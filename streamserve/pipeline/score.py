@@ -49,6 +49,12 @@ class Scorer:
                 self._columns.extend(_Column(tensor, i) for i in range(width))
             self._spans[name] = (start, len(names))
         self.names = tuple(names)
+        if len(set(names)) != len(names):
+            raise SignatureError(
+                f"two scores have one name: {', '.join(names)}",
+                where=f"{manifest.model} {manifest.version}",
+                mend="columns of a whole row are named output.0, output.1, ...: name no other output like that",
+            )
         self.labels = _labels(manifest, self._spans)
 
     def score(self, matrix: FeatureMatrix, raw_rows: Int64s) -> Scores:
@@ -83,7 +89,15 @@ class Scorer:
         flat = [_two_axes(name, tensor, len(at)) for name, tensor in zip(self._tensors, tensors, strict=True)]
         out = np.empty((len(at), len(self._columns)))
         for place, wanted in enumerate(self._columns):
-            out[:, place] = flat[wanted.tensor][:, wanted.column]
+            tensor = flat[wanted.tensor]
+            if (wanted.column or 0) >= tensor.shape[1]:
+                raise SignatureError(
+                    f"score {self.names[place]!r} reads column {wanted.column} of {self._tensors[wanted.tensor]!r}, "
+                    f"and the model gave {tensor.shape[1]}",
+                    where=f"{self.manifest.model} {self.manifest.version}",
+                    mend="name a column that the model has, and add the version anew",
+                )
+            out[:, place] = tensor[:, wanted.column]
         return out
 
     def _decide(self, values: Floats) -> Int32s:
@@ -104,6 +118,13 @@ class Scorer:
 def _labels(manifest: Manifest, spans: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
     decision = manifest.decision
     if isinstance(decision, Threshold):
+        start, stop = spans[decision.output]
+        if stop - start != 1:
+            raise SignatureError(
+                f"threshold is on output {decision.output!r}, which has {stop - start} columns",
+                where=f"{manifest.model} {manifest.version}",
+                mend="name one of them: output(..., column=)",
+            )
         return decision.labels
     if not isinstance(decision, Argmax):
         return ()

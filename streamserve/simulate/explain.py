@@ -12,7 +12,7 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,12 +26,13 @@ from streamserve.features.rows import Answer, FeatureStore, event_keys
 from streamserve.models.manifest import Input, Manifest
 from streamserve.models.plan import FeaturePlan
 from streamserve.models.session import Session
+from streamserve.pipeline.avro import refuse_bomb, walker
 from streamserve.pipeline.enrich import build_matrix, open_columns
-from streamserve.pipeline.schemas import EventSchema, WriterSchemas
+from streamserve.pipeline.schemas import EventSchema, WriterSchemas, parse_node
 from streamserve.pipeline.score import Scorer
 from streamserve.records import EventBatch, FeatureMatrix, FeatureStatus, RawBatch, Scores
 from streamserve.simulate.offline import Offline
-from streamserve.topology import Source
+from streamserve.topology import Source, View
 
 EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
 HEADER = 5  # Confluent framing: a zero byte, four bytes of schema id
@@ -46,25 +47,35 @@ class FramedReader:
 
     def __init__(self, writers: WriterSchemas) -> None:
         self._writers = writers
-        self._parsed: dict[int, Any] = {}
+        self._parsed: dict[int, tuple[Callable[[bytes], None], Any]] = {}
 
     def read(self, value: bytes | None) -> dict[str, Any]:
         """Raises UnreadableError."""
         if value is None or len(value) < HEADER or value[0] != 0:
             raise UnreadableError("it is not in the Confluent wire format")
-        schema_id = int.from_bytes(value[1:HEADER], "big")
-        if schema_id not in self._parsed:
-            text = self._writers.writer_schema(schema_id)
-            if text is None:
-                raise UnreadableError(f"nobody knows schema id {schema_id}")
-            self._parsed[schema_id] = fastavro.parse_schema(json.loads(text))
+        check, schema = self._schema(int.from_bytes(value[1:HEADER], "big"))
         try:
-            found = fastavro.schemaless_reader(io.BytesIO(value[HEADER:]), self._parsed[schema_id], None)
+            check(value[HEADER:])
+            found = fastavro.schemaless_reader(io.BytesIO(value[HEADER:]), schema, None)
         except Exception as error:
             raise UnreadableError(f"{type(error).__name__}: {str(error)[:200]}") from error
         if not isinstance(found, dict):
             raise UnreadableError("it is no record")
         return found
+
+    def _schema(self, schema_id: int) -> tuple[Callable[[bytes], None], Any]:
+        """The schema, and a walk that refuses what would keep fastavro busy for ever: see `pipeline.avro`."""
+        if schema_id not in self._parsed:
+            text = self._writers.writer_schema(schema_id)
+            if text is None:
+                raise UnreadableError(f"nobody knows schema id {schema_id}")
+            try:
+                node = parse_node(text)
+                refuse_bomb(node)
+                self._parsed[schema_id] = walker(node), fastavro.parse_schema(json.loads(text))
+            except Exception as error:
+                raise UnreadableError(f"schema id {schema_id} is no Avro schema: {str(error)[:200]}") from error
+        return self._parsed[schema_id]
 
 
 def read_event(source: Source, value: bytes | None, reader: FramedReader) -> dict[str, Any]:
@@ -226,6 +237,7 @@ class Recomputing:
     ) -> None:
         self._manifest, session = version
         self._plan = FeaturePlan.of(self._manifest, catalogue)
+        self._pins = {view.name: view for view in self._plan.views}
         self._scorer = Scorer(self._manifest, session)
         self._watched = _Watched(store)
         self._catalogue = catalogue
@@ -268,7 +280,7 @@ class Recomputing:
             part = flat[position : position + atom.width]
             kind, fed = atom.feature.kind, _plain(part if atom.width > 1 else part[0])
             view = atom.feature.view.name if atom.feature.kind == "stored" else None
-            value = fed if view else _first(columns, name)
+            value = fed if view else _first(columns, name, self._pins)
             found.append(FedFeature(given.name, given.dtype, position, name, kind, value, fed, view))
             position += atom.width
         return found
@@ -335,9 +347,9 @@ def _grounds(views: Sequence[ViewState], recorded: Mapping[str, Any]) -> tuple[s
     return tuple(found)
 
 
-def _first(columns: BatchColumns, name: str) -> object:
+def _first(columns: BatchColumns, name: str, pins: Mapping[str, View]) -> object:
     """A feature's own value, before it is coded or cast; None for null."""
-    column = columns.column(name)
+    column = columns.column(name, pins)
     if column.valid is not None and not column.valid[0]:
         return None
     return _plain(column.values[0])

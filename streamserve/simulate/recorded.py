@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pyruhvro
 
 from streamserve.errors import ConfigError
+from streamserve.pipeline.json_events import DoesNotFitError, NotJsonError, converter, parse
 from streamserve.pipeline.schemas import EventSchema
 
 BATCH = 5000
@@ -27,7 +28,7 @@ class RecordedEvents:
     """
 
     def __init__(self, path: Path, schema: EventSchema) -> None:
-        self.path = path
+        self.path, self._root = path, schema.root
         self._arrow: pa.Schema = pyruhvro.avro_to_arrow_schema(schema.text)
         if not path.is_file():
             raise ConfigError("there is no such file of events", where=str(path), mend="name a file that exists")
@@ -71,15 +72,23 @@ class RecordedEvents:
         return pa.RecordBatch.from_arrays(arrays, schema=self._arrow)
 
     def _rows(self) -> Iterator[dict[str, object]]:
-        if self.path.suffix == ".avro":
-            with self.path.open("rb") as stream:
+        with self.path.open("rb") as stream:
+            if self.path.suffix == ".avro":
                 rows: Iterator[Any] = fastavro.reader(stream)
                 yield from rows
-        else:
-            with self.path.open("rb") as stream:
-                for line in stream:
-                    if line.strip():
-                        yield json.loads(line)
+            else:
+                yield from self._json_rows(stream)
+
+    def _json_rows(self, lines: Iterable[bytes]) -> Iterator[dict[str, object]]:
+        """By the conventions of JSON events: a time may be written in ISO 8601."""
+        convert = converter(self._root)
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield convert(parse(line))
+                except (DoesNotFitError, NotJsonError) as error:
+                    path = getattr(error, "path", "").lstrip(".")
+                    raise ValueError(f"line {number}: {path}{path and ': '}{error}") from None
 
 
 def _chunks(rows: Iterator[dict[str, object]], size: int) -> Iterator[list[dict[str, object]]]:

@@ -1,0 +1,60 @@
+"""What a worker may do, asked of the broker before it joins its group.
+
+Without this a right that is missing shows when the first batch can't be read or sent: after a deployment is taken
+for done. A broker without access control grants everything, one that does not tell is taken at its word later.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AclOperation, AdminClient
+
+from streamserve.adapters.control_log import CONTROL
+from streamserve.adapters.kafka import Clients, broker_error, missing_right
+from streamserve.topology import Topology
+
+READ, WRITE = AclOperation.READ, AclOperation.WRITE
+
+
+def topic_rights(topology: Topology) -> dict[str, AclOperation]:
+    """What is read and what is written, by topic."""
+    return {
+        topology.source.topic: READ,
+        CONTROL: READ,
+        topology.topic("predictions"): WRITE,
+        topology.topic("dead-letters"): WRITE,
+    }
+
+
+def check_rights(clients: Clients, topology: Topology, group: str) -> None:
+    """Refuse to start without them.
+
+    Raises:
+        BrokerError: names the first right that is missing.
+    """
+    admin: AdminClient = clients.admin()
+    timeout = clients.settings.start_timeout
+    rights = topic_rights(topology)
+    options = {"include_authorized_operations": True, "request_timeout": timeout}
+    topics = admin.describe_topics(TopicCollection(list(rights)), **options)
+    groups = admin.describe_consumer_groups([group], **options)
+    for name, future in topics.items():
+        _check(clients, future, rights[name], "topic", name)
+    _check(clients, groups[group], READ, "group", group)
+
+
+def _check(clients: Clients, future: Future[Any], right: AclOperation, kind: str, name: str) -> None:
+    try:
+        granted = future.result(clients.settings.start_timeout).authorized_operations
+    except KafkaException as error:
+        code = error.args[0].code()
+        if code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+            raise missing_right(right.name, kind, name, clients.bootstrap) from None
+        if code == KafkaError.GROUP_ID_NOT_FOUND:
+            return
+        raise broker_error(error.args[0], f"{clients.bootstrap} {kind} {name}") from None
+    if granted and right not in granted:
+        raise missing_right(right.name, kind, name, clients.bootstrap)
