@@ -7,6 +7,7 @@ opens a connection, reads a model or knows how a feature is computed.
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -25,6 +26,7 @@ Path_ = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 Part = Literal["minute", "hour", "weekday", "day", "month", "dayofyear"]
 Column: TypeAlias = NDArray[np.generic]
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class _Word(BaseModel):
@@ -86,6 +88,9 @@ class View(_Word):
             raise ValueError(f"view {self.name}: {len(self.default)} defaults for {len(self.fields)} fields")
         if len(set(self.fields)) != len(self.fields):
             raise ValueError(f"view {self.name}: a field is named twice")
+        values = self.default if isinstance(self.default, tuple) else (self.default,)
+        if large := [value for value in values if FLOAT32_MAX < abs(value) < math.inf]:
+            raise ValueError(f"view {self.name}: default {large[0]} is more than a float32 holds")
         return self
 
     def defaults(self) -> NDArray[np.float32]:
@@ -304,7 +309,7 @@ def load_topology(path: Path) -> Topology:
         raise TopologyError(
             _explain(error), where=str(path), mend="see the docstrings of streamserve.topology"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line_of(error, path)
         raise TopologyError(
             f"the file fails as it is read: {type(error).__name__}: {error}",

@@ -375,5 +375,3 @@ def _readable(address: str) -> str:
     raw = b"".join(words[at : at + 4][:: -1 if sys.byteorder == "little" else 1] for at in range(0, len(words), 4))
     found = ipaddress.ip_address(raw)
     return str(getattr(found, "ipv4_mapped", None) or found)
-
-

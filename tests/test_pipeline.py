@@ -89,6 +89,7 @@ STATIC = ControlView("t", (RoutingEpoch(3, "v1"),))
 def raw(values, partitions=None, stamps=None, headers=None, first=0):
     """A batch of these values; offsets count up in each partition."""
     count = len(values)
+    keys = [None if i % 3 == 2 else f"key{i}".encode() for i in range(count)]
     where = np.zeros(count, np.int32) if partitions is None else np.array(partitions, np.int32)
     offsets = np.zeros(count, np.int64)
     for partition in set(where.tolist()):
@@ -97,7 +98,7 @@ def raw(values, partitions=None, stamps=None, headers=None, first=0):
     return RawBatch(
         topic="events", partitions=where, offsets=offsets,
         timestamps=np.array(stamps if stamps is not None else [NOW] * count, np.int64),
-        timestamp_types=np.ones(count, np.uint8), keys=[None if i % 3 == 2 else f"key{i}".encode() for i in range(count)],
+        timestamp_types=np.ones(count, np.uint8), keys=keys,
         values=values, headers=headers or [None] * count,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pyarrow as pa
@@ -300,7 +301,7 @@ def test_a_worker_wants_an_init(project):
 
 def test_init_wants_a_version_and_happens_once(project, good):
     other = topology(project, "start-version")
-    says = ("'v9'", "there: v1", "models add")
+    says = ("'v9'", "there: ", "v1", "models add")
     refused(project, "topology", "init", other, "--version", "v9", code=MODEL, says=says)
     refused(project, "topology", "init", good, "--version", "v1", code=CONTROL, says=("start-good", "already", "v1"))
 
@@ -328,26 +329,34 @@ def test_one_changed_byte_of_a_model_stops_a_worker(project, good, copied):
     worker_refused(project, good, MODEL, "model.onnx", **environ)
 
 
-def edited(folder: Path, **changes: object) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
+def edited(folder: Path, manifest: dict[str, object], **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
-def test_an_edited_manifest_stops_a_worker(project, good, copied):
-    folder, environ = copied
-    manifest = json.loads((folder / "manifest.json").read_text())
-    wider = {**manifest["inputs"][0], "shape": [None, 4]}
-    for changes, says in (
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
         ({"version": "v2"}, ("v2", "manifest.json")),
-        ({"inputs": [wider]}, ("inputs",)),
-        ({"file": {**manifest["file"], "path": "../../model.onnx"}}, ("manifest", "file.path")),
+        (
+            {"inputs": [{"name": "features", "dtype": "float32", "shape": [None, 4], "features": ["value"]}]},
+            ("inputs",),
+        ),
+        ({"file": {"path": "../model.onnx", "sha256": "0" * 64, "bytes": 1}}, ("file.path", "manifest.json")),
         ({"surprise": 1}, ("surprise", "manifest.json")),
         ({"scores": {"alarm": {"tensor": "gone", "column": 1}}}, ("gone",)),
         ({"scores": {"alarm": {"tensor": "probabilities", "column": 0}}}, ("golden set", "alarm")),
-        ({"decision": {**manifest["decision"], "at": 0.9}}, ("golden set",)),
-    ):
-        edited(folder, **{**manifest, **changes})
-        worker_refused(project, good, MODEL, *says, **environ)
+        ({"decision": {"kind": "threshold", "output": "alarm", "at": 0.9, "labels": ["a", "b"]}}, ("golden set",)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_edited_manifest_stops_a_worker(project, good, copied, changes, says):
+    folder, environ = copied
+    edited(folder, json.loads((folder / "manifest.json").read_text()), **changes)
+    worker_refused(project, good, MODEL, *says, **environ)
+
+
+def test_a_manifest_that_is_no_json_stops_a_worker(project, good, copied):
+    folder, environ = copied
     (folder / "manifest.json").write_text("{")
     worker_refused(project, good, MODEL, "manifest", str(folder), **environ)
 
@@ -363,7 +372,7 @@ def test_another_golden_set_stops_a_worker(project, good, copied):
     (folder / "golden.json").write_bytes(content)
     worker_refused(project, good, MODEL, "golden.json", "was changed", **environ)
     sha = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    edited(folder, golden={**manifest["golden"], **sha})
+    edited(folder, manifest, golden={**manifest["golden"], **sha})
     worker_refused(project, good, MODEL, "answers other than its golden set", "event 3", "alarm", **environ)
 
 
@@ -384,7 +393,7 @@ def test_a_port_that_is_taken_stops_a_worker(project, good):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(project, "worker", good, "--web-port", port, code=PARTNER, says=(str(port), "--web-port"))
+        refused(project, "worker", good, "--web-port", port, code=CONFIG, says=(str(port), "--web-port"))
 
 
 @pytest.mark.parametrize("start", ["yesterday", "-5", "2026-13-01", ""])
@@ -403,23 +412,20 @@ def spoiled(tmp_path_factory, endpoints) -> Iterator[Project]:
         yield prepared(Project(tmp_path_factory.mktemp("control"), where))
 
 
-def admin(project: Project) -> AdminClient:
-    return AdminClient({"bootstrap.servers": project.endpoints.bootstrap})
-
-
-def settle(futures: dict[object, object]) -> None:
+def settle(futures: dict[object, Future[object]]) -> None:
     for future in futures.values():
         future.result(TIMEOUT_S)
 
 
-def set_control(project: Project, name: str, value: str) -> None:
+def set_control(admin: AdminClient, name: str, value: str) -> None:
     entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, "streamserve.control", incremental_configs=[entry])
-    settle(admin(project).incremental_alter_configs([resource]))
+    settle(admin.incremental_alter_configs([resource]))
 
 
 def test_a_control_log_that_forgets_stops_a_worker(spoiled):
     file = topology(spoiled, "start-control")
+    admin = AdminClient({"bootstrap.servers": spoiled.endpoints.bootstrap})
     spoiled.ok("topics", "apply", file)
     spoiled.ok("models", "add", file, "v1", spoiled.folder / "model.onnx")
     spoiled.ok("topology", "init", file, "--version", "v1")
@@ -430,10 +436,10 @@ def test_a_control_log_that_forgets_stops_a_worker(spoiled):
         ("retention.bytes", "1000000", "-1"),
         ("message.timestamp.type", "CreateTime", "LogAppendTime"),
     ):
-        set_control(spoiled, name, bad)
+        set_control(admin, name, bad)
         worker_refused(spoiled, file, TOPIC, "streamserve.control", name, bad)
-        set_control(spoiled, name, good)
-    settle(admin(spoiled).delete_records([TopicPartition("streamserve.control", 0, 1)]))
+        set_control(admin, name, good)
+    settle(admin.delete_records([TopicPartition("streamserve.control", 0, 1)]))
     worker_refused(spoiled, file, TOPIC, "starts at offset 1", "streamserve.control", "retention.ms=-1")
-    settle(admin(spoiled).create_partitions([NewPartitions("streamserve.control", 2)]))
+    settle(admin.create_partitions([NewPartitions("streamserve.control", 2)]))
     worker_refused(spoiled, file, TOPIC, "streamserve.control", "has 2 partitions, must have 1")

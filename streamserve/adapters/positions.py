@@ -20,7 +20,8 @@ def starting_positions(
 
     A partition without a committed offset whose topic has others with one is new: it is read from its beginning. In a
     new group the setting decides (earliest, latest, a time), and what it resolves to is committed at once, so that a
-    crash before the first commit does not move the start.
+    crash before the first commit does not move the start: for every partition, because another member that is given
+    the others a moment later would take them for new ones.
 
     Raises:
         BrokerError: the committed offsets can't be read.
@@ -48,9 +49,10 @@ def starting_positions(
     start = settings.start.strip().lower()
     if not group_is_new or start == "earliest":
         return placed
-    first = _latest(consumer, partitions) if start == "latest" else _at_time(consumer, partitions, settings.start)
+    first = _latest(consumer, everything) if start == "latest" else _at_time(consumer, everything, settings.start)
     consumer.commit(offsets=first, asynchronous=False)
-    return first
+    mine = {tp.partition for tp in partitions}
+    return [tp for tp in first if tp.partition in mine]
 
 
 def _latest(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:

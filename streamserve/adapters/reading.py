@@ -277,7 +277,7 @@ def search(reader: TopicReader, since: int, matches: Callable[[Record], bool], *
 
 
 def _passing(error: KafkaError | None) -> bool:
-    """A trouble that the client gets over by itself."""
+    """A trouble that the client gets over by itself, or that is no concern of a reader outside any group."""
     if error is None or error.code() in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET):  # noqa: SLF001
         return False
     return not error.fatal() and (error.retriable() or error.code() < 0 or needless(error))

@@ -100,8 +100,12 @@ class Replay:
         started = time.monotonic()
         try:
             line.send(encoded, rate, limit)
+        except BrokerError:
+            line.drain()
+            line.check()  # says how many it came to
+            raise
         except Exception:
-            line.drain()  # not at a Ctrl-C: who asks twice does not want to wait
+            line.drain()  # and not at a Ctrl-C: who asks twice does not want to wait
             raise
         line.drain()
         line.check()

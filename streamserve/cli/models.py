@@ -142,7 +142,9 @@ def _read(path: Path, adapter: TypeAdapter[_Read]) -> _Read:
     try:
         return adapter.validate_json(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"the file can't be read: {error.strerror}", where=str(path)) from None
+        raise ConfigError(
+            f"the file can't be read: {error.strerror}", where=str(path), mend="name a file that exists"
+        ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -133,6 +133,27 @@ def check_outputs(topology: Topology, outputs: Sequence[Tensor]) -> None:
                 mend="name one of them in outputs=",
             )
         _check_column(topology, name, wanted, tensor)
+    _check_decision(topology, by_name)
+
+
+def _check_decision(topology: Topology, tensors: Mapping[str, Tensor]) -> None:
+    decision = topology.decision
+    if decision is None:
+        return
+    wanted = topology.outputs[decision.output]
+    width = 1 if wanted.column is not None else axis_width(tensors[wanted.tensor])
+    if decision.kind == "threshold" and width != 1:
+        raise SignatureError(
+            f"threshold is on output {decision.output!r}, which has {width} columns",
+            where=topology.name,
+            mend="name one of them: output(..., column=)",
+        )
+    if decision.kind == "argmax" and decision.labels is not None and len(decision.labels) != width:
+        raise SignatureError(
+            f"argmax names {len(decision.labels)} labels, the output {decision.output!r} has {width} columns",
+            where=topology.name,
+            mend="name one label a column",
+        )
 
 
 def _check_column(topology: Topology, name: str, wanted: Output, tensor: Tensor) -> None:
