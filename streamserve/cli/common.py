@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from streamserve.settings import Settings
 from streamserve.topology import Topology, load_topology
 
+WIDEST = 10_000  # columns, where no terminal limits a line
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -60,3 +65,24 @@ def topology_argument(command: _Command) -> _Command:
         return load_topology(Path(value))
 
     return click.argument("topology", metavar="TOPOLOGY_FILE", callback=load)(command)
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """A reader that goes away (`| head`) and Ctrl-C are ordinary ends of a listing: exit code 0, no word."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # What is left in the buffer would be flushed into the pipe again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """On a terminal cells are folded to fit; elsewhere lines are as long as they must be."""
+    if not console.is_terminal:
+        options = console.options.update(max_width=WIDEST)
+        console.width = Measurement.get(console, options, table).maximum
+    console.print(table, crop=False)

@@ -11,23 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import click
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from streamserve.cli.common import out, settings, topology_argument
-from streamserve.cli.predictions import quiet_pipe
+from streamserve.cli.common import out, print_whole, quiet_pipe, settings, topology_argument
 from streamserve.pipeline.emit import HEADER
 from streamserve.simulate.explain import iso
 from streamserve.topology import Topology
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from streamserve.adapters.reading import Record
 
 SHOWN_BYTES = 24
-WIDEST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +132,6 @@ def _table(letters: Iterable[Letter]) -> Table:
         size = "-" if value is None else str(len(value))
         table.add_row(*(Text(cell) for cell in cells), size, Text(excerpt(value)))
     return table
-
-
-def print_whole(console: Console, table: Table) -> None:
-    """On a terminal cells are folded to fit; elsewhere lines are as long as they must be."""
-    if not console.is_terminal:
-        options = console.options.update(max_width=WIDEST)
-        console.width = Measurement.get(console, options, table).maximum
-    console.print(table, crop=False)
 
 
 def excerpt(value: bytes | None) -> str:

@@ -13,9 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from streamserve.cli.common import out, settings, topology_argument
-from streamserve.cli.dead_letters import Letter, print_whole
-from streamserve.cli.predictions import quiet_pipe
+from streamserve.cli.common import out, print_whole, quiet_pipe, settings, topology_argument
+from streamserve.cli.dead_letters import Letter
 from streamserve.simulate.explain import (
     FramedReader,
     Recomputed,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamserve.cli.common import settings, topology_argument
+from streamserve.cli.common import quiet_pipe, settings, topology_argument
 from streamserve.errors import ConfigError
 from streamserve.simulate.explain import FramedReader, UnreadableError, iso, jsonable
 from streamserve.topology import Topology
@@ -77,19 +74,6 @@ def tail(
                 click.echo(json.dumps(jsonable(prediction), ensure_ascii=False))
         else:
             _show(chosen)
-
-
-@contextlib.contextmanager
-def quiet_pipe() -> Iterator[None]:
-    """A reader that goes away (`| head`) and Ctrl-C are ordinary ends of a listing: exit code 0, no word."""
-    try:
-        yield
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        pass
-    except BrokenPipeError:
-        # What is left in the buffer would be flushed into the pipe again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _records(reader: TopicReader, start: Start, *, follow: bool) -> Iterator[Record]:
