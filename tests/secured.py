@@ -290,8 +290,6 @@ def _start(stack: contextlib.ExitStack, argv: list[str], folder: Path, name: str
 def _kafka(made: Secured, port: int, controller: int) -> list[str]:
     java, password = find_java(), made.passwords[ADMIN]
     jars = find_jars(made.folder / "libs", java, lambda _: None)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(partial(_certificate, java, made.folder, password), ("broker", "stranger")))
     modules = "org.apache.kafka.common.security"
     text = PROPERTIES.format(port=port, controller=controller, password=password, modules=modules)
     (made.folder / "server.properties").write_text(text)
@@ -300,8 +298,13 @@ def _kafka(made: Secured, port: int, controller: int) -> list[str]:
     users = [f"--add-scram=SCRAM-SHA-512=[name={u},{_salted(p)}]" for u, p in made.passwords.items()]
     new_id = "s" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
     command = [*base, "kafka.tools.StorageTool", "format", "-t", new_id, "-c", "server.properties", *users]
-    done = subprocess.run(command, cwd=made.folder, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    certify = partial(_certificate, java, made.folder, password)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [
+            pool.submit(_run, command, made.folder),
+            *(pool.submit(certify, n) for n in ("broker", "stranger")),
+        ]:
+            done.result()
     return [*base, "kafka.Kafka", "server.properties"]
 
 
@@ -320,8 +323,12 @@ def _certificate(java: Path, folder: Path, password: str, name: str) -> None:
     key = ["-keyalg", "EC", "-groupname", "secp256r1", "-dname", f"CN={name}", "-validity", "7"]
     extensions = ["-ext", "san=ip:127.0.0.1", "-ext", "bc=ca:true"]
     for words in (["-genkeypair", *store, *key, *extensions], ["-exportcert", "-rfc", "-file", f"{name}.pem", *store]):
-        done = subprocess.run([*tool, *words], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        _run([*tool, *words], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _redis(made: Secured) -> list[str]:
@@ -345,7 +352,7 @@ def listening(pid: int) -> set[tuple[str, int]]:
     inodes = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            inodes.add(os.readlink(link))
+            inodes.add(str(link.readlink()))
     return {(address, port) for inode, address, port in _listeners() if f"socket:[{inode}]" in inodes}
 
 

@@ -148,6 +148,7 @@ def test_a_kind_that_is_not_carried_out_is_rejected(kind):
         ({"expected_generation": -1}, "expected_generation"),
         ({"schema_version": 2}, "schema_version"),
         ({"schema_version": True}, "schema_version"),
+        ({"schema_version": 1.0}, "schema_version"),
         ({"stable": ""}, "stable"),
         ({"stable": 1}, "stable"),
         ({"stable": None}, "stable"),

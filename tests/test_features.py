@@ -479,6 +479,21 @@ def test_a_derived_function_can_not_change_what_others_see():
     assert found.tolist() == [[5.0, -1.0]]
 
 
+def test_what_is_derived_of_a_rejected_value_is_rejected_on_the_same_grounds():
+    topology = make(
+        vector("list", 2),
+        derived("d", poison, of="x"),
+        derived("e", np.nan_to_num, of="d"),
+        derived("f", lambda v, e: np.nan_to_num(v.sum(axis=1)) + e, of=("list", "e")),
+    )
+    events = [{"x": 1.0, "list": [1, 2]}, {"x": 13.0, "list": [1, 2]}, {"x": 1.0, "list": [1]}]
+    _, rows, rejects = matrix(topology, events, ["e"])
+    assert (rows, rejects[1].message) == ([0, 2], "d: ZeroDivisionError: thirteen")
+    found, rows, rejects = matrix(topology, events, ["f"])
+    assert (rows, found.tolist()) == ([0], [[5.0]])
+    assert [rejects[i].error for i in (1, 2)] == ["DerivedFailed", "WrongLength"]
+
+
 def test_what_two_versions_share_is_computed_once():
     calls = []
 

@@ -1,4 +1,4 @@
-"""What is wrong or missing at a start is one message: what, where, how to mend it; and an exit code, within seconds.
+"""A worker starts where it is told to. What is wrong or missing is one message: what, where, how to mend it.
 
 Every case is a command in a process of its own. What the program says of itself ("unexpected", a traceback) is a
 failure here even where the exit code is right.
@@ -6,6 +6,8 @@ failure here even where the exit code is right.
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import hashlib
 import json
 import shutil
@@ -13,6 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,12 +30,24 @@ from confluent_kafka.admin import (
     NewPartitions,
     ResourceType,
 )
-from conftest import ROOT, Project
+from conftest import ROOT, Project, Worker, wait_until
 from onnx import TensorProto, helper
-from support import TIMEOUT_S, linear_model, save
+from support import (
+    TIMEOUT_S,
+    Broker,
+    Position,
+    Record,
+    linear_model,
+    prediction,
+    save,
+    serve_until,
+    source_of,
+)
 
+from streamserve.adapters.positions import starting_positions
 from streamserve.dev import Endpoints, services
 from streamserve.dev.probe import free_ports
+from streamserve.settings import Settings
 
 pytestmark = pytest.mark.services
 HERE = ROOT / "tests" / "topologies"
@@ -256,9 +271,7 @@ def test_a_redis_that_is_not_there_is_named(project, good):
     rows = pa.table({"sensor": ["a"], "mean": [1.0], "feature_time": pa.array([0], pa.timestamp("ms"))})
     pq.write_table(rows, project.folder / "site.parquet")
     refused(project, "features", "load", good, "site=site.parquet", code=PARTNER, says=says, **nowhere)
-    refused(
-        project, "worker", good, code=PARTNER, says=("no Redis URL", "redis://host"), STREAMSERVE_REDIS_URL="localhost"
-    )
+    refused(project, "worker", good, code=PARTNER, says=("no Redis URL", "redis://"), STREAMSERVE_REDIS_URL="localhost")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +280,7 @@ def test_a_redis_that_is_not_there_is_named(project, good):
         ({"STREAMSERVE_BATCH_ROWS": "0"}, ("STREAMSERVE_BATCH_ROWS", "greater than or equal to 1")),
         ({"STREAMSERVE_KAFKA": "{"}, ("STREAMSERVE_KAFKA",)),
         ({"STREAMSERVE_KAFKA_CONFIG": "gone.properties"}, ("STREAMSERVE_KAFKA_CONFIG", "gone.properties")),
-        ({"STREAMSERVE_LOG_LEVEL": "LOUD"}, ("STREAMSERVE_LOG_LEVEL", "LOUD")),
+        ({"STREAMSERVE_LOG_LEVEL": "LOUD"}, ("STREAMSERVE_LOG_LEVEL", "expected one of DEBUG")),
         ({"STREAMSERVE_WEB_PORT": "web"}, ("STREAMSERVE_WEB_PORT",)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -443,3 +456,109 @@ def test_a_control_log_that_forgets_stops_a_worker(spoiled):
     worker_refused(spoiled, file, TOPIC, "starts at offset 1", "streamserve.control", "retention.ms=-1")
     settle(admin.create_partitions([NewPartitions("streamserve.control", 2)]))
     worker_refused(spoiled, file, TOPIC, "streamserve.control", "has 2 partitions, must have 1")
+
+
+# ---- where a worker starts, and beside whom
+
+
+def reading(at: int) -> Record:
+    sensor = f"s{at % 61}"  # enough of them for every partition
+    return Record(sensor.encode(), json.dumps({"id": str(at), "sensor": sensor, "value": at % 7}).encode())
+
+
+def readings(count: int, timestamp: int = 0) -> list[Record]:
+    return [replace(reading(at), timestamp=timestamp) for at in range(count)]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A topology in force, and a plain client of its topics."""
+
+    project: Project
+    file: Path
+    broker: Broker
+
+    def send(self, records: list[Record]) -> list[Position]:
+        return self.broker.produce(f"{self.file.stem}.events", records)
+
+    def committed(self) -> dict[int, int]:
+        return self.broker.committed(f"streamserve.{self.file.stem}", f"{self.file.stem}.events")
+
+    def ends(self) -> dict[int, int]:
+        return self.broker.ends(f"{self.file.stem}.events")
+
+    def predicted(self) -> list[Position]:
+        found = self.broker.read(f"{self.file.stem}.predictions")
+        return [source_of(prediction(one)["prediction_id"]) for one in found]
+
+    def serve(self, count: int, **environ: str) -> None:
+        with self.worker(**environ) as worker:
+            serve_until(worker, count)
+
+    @contextlib.contextmanager
+    def worker(self, **environ: str) -> Iterator[Worker]:
+        found = self.project.worker(self.file, **environ)
+        try:
+            yield found
+            assert found.stop() == 0, found.log.read_text()
+        finally:
+            found.process.kill()
+
+
+@pytest.fixture
+def stream(project, good, request) -> Stream:
+    name = "start-" + request.node.name.removeprefix("test_").replace("_", "-")[:40]
+    file = topology(project, name)
+    project.ok("topics", "apply", file)
+    project.ok("topology", "init", file, "--version", "v1")
+    return Stream(project, file, Broker(project.endpoints.bootstrap))
+
+
+def test_latest_leaves_out_what_was_there_and_only_at_the_first_start(stream):
+    stream.send(readings(100))
+    before = stream.ends()
+    with stream.worker(STREAMSERVE_START="latest") as worker:
+        # committed at once: a crash before the first event would not move the start
+        wait_until(lambda: stream.committed() == before, what="the commit of the starting positions")
+        sent = stream.send(readings(50))
+        serve_until(worker, 50)
+    sent += stream.send(readings(30))
+    stream.serve(30, STREAMSERVE_START="latest")
+    assert sorted(stream.predicted()) == sorted(sent)
+
+
+def test_a_time_leaves_out_what_is_older(stream):
+    now = time.time_ns() // 1_000_000
+    stream.send(readings(100, now - 7_200_000))
+    sent = stream.send(readings(60, now - 1_800_000))
+    start = dt.datetime.fromtimestamp((now - 3_600_000) / 1000, dt.UTC)
+    stream.serve(60, STREAMSERVE_START=start.isoformat())
+    assert sorted(stream.predicted()) == sorted(sent)
+
+
+def test_members_that_start_together_agree_on_latest(stream):
+    """The second one finds positions of the first: its own partitions are not new for that."""
+    stream.send(readings(100))
+    ends, settings, count = stream.ends(), Settings(start="latest"), lambda _: 4
+    topic, group = f"{stream.file.stem}.events", f"streamserve.{stream.file.stem}"
+    for share in ([0, 1], [2, 3]):
+        consumer = stream.broker.consumer(group)
+        placed = starting_positions(consumer, [TopicPartition(topic, p) for p in share], settings, count)
+        assert {tp.partition: tp.offset for tp in placed} == {p: ends[p] for p in share}
+        consumer.close()
+
+
+def test_two_workers_share_the_partitions_and_one_that_stops_loses_nothing(stream):
+    sent = stream.send(readings(1000))
+    with stream.worker() as stays:
+        serve_until(stays, 1000)
+        with stream.worker() as leaves:
+            both = (stays, leaves)
+            wait_until(lambda: [w.metric("streamserve_partitions_owned") for w in both] == [2, 2], what="two and two")
+            sent += stream.send(readings(2000))
+            wait_until(lambda: leaves.metric("streamserve_predictions_total"), what="predictions of the second worker")
+            sent += stream.send(readings(3000))
+        wait_until(lambda: stays.metric("streamserve_partitions_owned") == 4, what="all four")
+        sent += stream.send(readings(500))
+        wait_until(lambda: stream.committed() == stream.ends(), what="the commit of everything")
+    assert set(stream.predicted()) == set(sent)

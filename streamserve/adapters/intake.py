@@ -56,6 +56,7 @@ class Intake:
         self._abandoned = False
         self._stopping = threading.Event()
         self._next_commit = 0.0
+        self._admin = clients.admin()
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
         self.hooks: list[BoundaryHook] = []
         self.commits = 0
@@ -213,10 +214,13 @@ class Intake:
             LOG.error("batches are still in flight after %.0f s; they will be scored again", limit)
         return empty
 
-    # ---- the group's calls, inside poll
+    # ---- the group's calls, inside poll: `list_topics`, `poll` and `consume` of the consumer are forbidden here
+
+    def _count(self, topic: str) -> int:
+        return self._clients.partitions(self._admin, topic)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        placed = starting_positions(consumer, partitions, self._settings)
+        placed = starting_positions(consumer, partitions, self._settings, self._count)
         with self._state:
             epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)
         consumer.incremental_assign(placed)

@@ -101,6 +101,9 @@ class Clients:
         self._last_error = error
         LOG.warning("%s", error.str())
 
+    def _heard(self) -> KafkaError | None:
+        return self._last_error
+
     def consumer(self, group: str, **more: object) -> Consumer:
         """A consumer that never commits by itself and never picks a starting position by itself."""
         config = self.config(
@@ -147,15 +150,22 @@ class Clients:
         Raises:
             BrokerError: no broker answers within the start timeout, or it refuses us.
         """
-        found = self._ask(client, topic)
+        found = self.metadata(client, topic)
         if found.error is not None:
             if found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return 0
             raise broker_error(found.error, f"{self.bootstrap} topic {topic}")
         return len(found.partitions)
 
-    def _ask(self, client: Consumer | Producer | AdminClient, topic: str) -> Any:
-        """A topic's metadata. Asked in growing slices: what the client says of a refusal arrives between them."""
+    def metadata(self, client: Consumer | Producer | AdminClient, topic: str) -> Any:
+        """What the broker tells of a topic; that it refuses to stands in `error` there.
+
+        Asked in growing slices: why a connection is refused, the client tells between them.
+
+        Raises:
+            BrokerError: no broker answers within the start timeout, or it refuses the connection.
+        """
+        self._last_error = None  # one of an hour ago is no answer
         deadline = time.monotonic() + self.settings.start_timeout * 0.75
         patience = FIRST_ASK_S
         while True:
@@ -164,7 +174,7 @@ class Clients:
                 return client.list_topics(topic, timeout=min(patience, left)).topics[topic]
             except KafkaException as error:
                 client.poll(POLL_S)
-                known = self._last_error
+                known = self._heard()
                 if known is not None and known.code() in HOPELESS:
                     raise broker_error(known, self.bootstrap) from None
                 if time.monotonic() >= deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
@@ -14,7 +15,7 @@ TIMEOUT_S = 10.0
 
 
 def starting_positions(
-    consumer: Consumer, partitions: list[TopicPartition], settings: Settings
+    consumer: Consumer, partitions: list[TopicPartition], settings: Settings, count: Callable[[str], int]
 ) -> list[TopicPartition]:
     """Partitions with an explicit offset each.
 
@@ -23,6 +24,10 @@ def starting_positions(
     crash before the first commit does not move the start: for every partition, because another member that is given
     the others a moment later would take them for new ones.
 
+    Args:
+        count: the partitions of a topic, asked of another client. `list_topics` of the one whose callback we are in
+            ends the process: at its next word in the same poll, confluent-kafka misses its call state and aborts.
+
     Raises:
         BrokerError: the committed offsets can't be read.
         SettingsError: STREAMSERVE_START is none of these.
@@ -30,7 +35,7 @@ def starting_positions(
     if not partitions:
         return []
     topic = partitions[0].topic
-    everything = [TopicPartition(topic, p) for p in consumer.list_topics(topic, TIMEOUT_S).topics[topic].partitions]
+    everything = [TopicPartition(topic, p) for p in range(count(topic))]
     try:
         answered = consumer.committed(everything, TIMEOUT_S)
     except KafkaException as error:

@@ -174,7 +174,7 @@ class Topics:
 
     def _counts(self, names: list[str]) -> dict[str, int]:
         """The partitions of those that exist. Asked by name: in a list of all, what we may not see looks missing."""
-        self._clients.partitions(self._admin, CONTROL)  # says what is wrong where nobody answers
+        self._clients.metadata(self._admin, CONTROL)  # says what is wrong where nobody answers
         asked = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout)
         found = {}
         for name, future in asked.items():

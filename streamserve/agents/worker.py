@@ -68,9 +68,9 @@ class Worker:
         schema = load_schema(settings, topology)
         self._clients = Clients(settings)
         topics = Topics(self._clients)
-        refuse(topics.plan(topology), unapplied=True)
         group = f"streamserve.{topology.name}"
         check_rights(self._clients, topology, group)
+        refuse(topics.plan(topology), unapplied=True)
         self._store = RedisStore(settings)
         if topology.views:
             self._store.check()

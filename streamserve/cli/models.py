@@ -48,7 +48,13 @@ def models() -> None:
 @click.option("--vocabularies", type=click.Path(path_type=Path), help='JSON: {"feature": ["value", ...], ...}.')
 @click.option("--training", type=click.Path(path_type=Path), help="JSON: start, end, rows, metrics, libraries, notes.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Events for the golden set: .parquet, .avro, .jsonl.")
-@click.option("--golden-rows", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option(
+    "--golden-rows",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    help="Of these events, the first so many.",
+)
 @click.option(
     "--input",
     "inputs",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION = 1
 KINDS = (
     "init", "prepare", "shadow", "shift", "promote", "rollback", "pause", "resume", "approve", "kill", "revive",
     "keys", "upgrade",
@@ -25,7 +25,8 @@ class Command(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    # A range, not Literal[1]: pydantic takes true and 1.0 for that, and readers must not depend on its ways
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     command_id: Annotated[str, Field(min_length=1, max_length=200)]
     topology: Annotated[str, Field(min_length=1, max_length=200)]
     expected_generation: int = Field(ge=0)

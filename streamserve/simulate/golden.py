@@ -54,7 +54,8 @@ def check_golden(
     """The largest difference from the golden scores.
 
     Raises:
-        SignatureError: an event is not scored, or a score differs by more than the tolerance.
+        SignatureError: an event is not scored, a score differs by more than the tolerance, or the same score leads
+            to another decision.
     """
     raw = raw_batch("golden", [e.encode() for e in golden.events], timestamps=golden.timestamps)
     offline = Offline(catalogue, schema, MemoryStore(golden.stored()), as_json=True)
@@ -74,6 +75,15 @@ def check_golden(
             f"{scores.values[row, column]:.9g}, expected {expected[row, column]:.9g} +- {golden.tolerance:g}",
             mend=mend,
         )
+    # Where the bits differ, a score may lie on the other side of a threshold for good reason
+    decided = _decisions(scores)
+    for row in np.flatnonzero((difference == 0).all(axis=1)).tolist():
+        if decided[row] != golden.decisions[row]:
+            raise SignatureError(
+                f"{what} decides other than its golden set: event {row} is {decided[row]!r}, "
+                f"expected {golden.decisions[row]!r}",
+                mend=mend,
+            )
     return float(difference.max(initial=0.0))
 
 
