@@ -1,7 +1,6 @@
 """A worker starts where it is told to. What is wrong or missing is one message: what, where, how to mend it.
 
-Every case is a command in a process of its own. What the program says of itself ("unexpected", a traceback) is a
-failure here even where the exit code is right.
+What the program says of itself ("unexpected", a traceback) is a failure here even where the exit code is right.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
+import io
 import json
 import shutil
 import socket
@@ -45,6 +45,7 @@ from support import (
 )
 
 from streamserve.adapters.positions import starting_positions
+from streamserve.cli import main
 from streamserve.dev import Endpoints, services
 from streamserve.dev.probe import free_ports
 from streamserve.settings import Settings
@@ -57,19 +58,43 @@ QUICKLY = {"STREAMSERVE_START_TIMEOUT": "1"}
 
 
 def refused(project: Project, *command: object, code: int, says: tuple[str, ...], **environ: str) -> str:
-    """One message that holds all these words, the exit code, no traceback, in time."""
+    """One message that holds all these words, the exit code, no traceback, in time.
+
+    A worker is a process of its own; the other commands are called as the console script calls them.
+    """
     began = time.monotonic()
-    done = project.run(*command, environ=environ, seconds=30)
+    run = in_process if command[0] == "worker" else in_this_process
+    found, told = run(project, [str(word) for word in command], environ)
     took = time.monotonic() - began
-    told = done.stderr
-    assert done.returncode == code, told
-    assert not [word for word in ("Traceback", "unexpected", "fault of streamserve") if word in told + done.stdout]
+    assert found == code, told
+    assert not [word for word in ("Traceback", "unexpected", "fault of streamserve") if word in told]
     assert told.count("error: ") == 1, told
     for word in says:
         assert word in told, f"{word!r} is not in:\n{told}"
     assert "  mend:" in told, told
     assert took < SECONDS + 5, f"{took:.1f} s"  # five for a loaded machine to start Python in
     return told
+
+
+def in_process(project: Project, command: list[str], environ: dict[str, str]) -> tuple[int, str]:
+    done = project.run(*command, environ=environ, seconds=30)
+    return done.returncode, done.stdout + done.stderr
+
+
+def in_this_process(project: Project, command: list[str], environ: dict[str, str]) -> tuple[int, str]:
+    told = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stderr(told),
+        contextlib.redirect_stdout(told),
+        pytest.raises(SystemExit) as left,
+    ):
+        patch.chdir(project.folder)
+        patch.setattr("sys.argv", ["streamserve", *command])
+        for name, value in {**project.environ, **environ}.items():
+            patch.setenv(name, value)
+        main()
+    return left.value.code, told.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -450,12 +475,15 @@ def test_a_control_log_that_forgets_stops_a_worker(spoiled):
         ("message.timestamp.type", "CreateTime", "LogAppendTime"),
     ):
         set_control(admin, name, bad)
-        worker_refused(spoiled, file, TOPIC, "streamserve.control", name, bad)
+        refused(spoiled, "topics", "check", file, code=TOPIC, says=("streamserve.control", name, bad))
+        if bad == "compact":
+            worker_refused(spoiled, file, TOPIC, "streamserve.control", name, bad)
         set_control(admin, name, good)
     settle(admin.delete_records([TopicPartition("streamserve.control", 0, 1)]))
     worker_refused(spoiled, file, TOPIC, "starts at offset 1", "streamserve.control", "retention.ms=-1")
     settle(admin.create_partitions([NewPartitions("streamserve.control", 2)]))
-    worker_refused(spoiled, file, TOPIC, "streamserve.control", "has 2 partitions, must have 1")
+    says = ("streamserve.control", "has 2 partitions, must have 1")
+    refused(spoiled, "topics", "check", file, code=TOPIC, says=says)
 
 
 # ---- where a worker starts, and beside whom

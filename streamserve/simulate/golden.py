@@ -77,11 +77,11 @@ def check_golden(
         )
     # Where the bits differ, a score may lie on the other side of a threshold for good reason
     decided = _decisions(scores)
-    for row in np.flatnonzero((difference == 0).all(axis=1)).tolist():
-        if decided[row] != golden.decisions[row]:
+    for event in np.flatnonzero((difference == 0).all(axis=1)).tolist():
+        if decided[event] != golden.decisions[event]:
             raise SignatureError(
-                f"{what} decides other than its golden set: event {row} is {decided[row]!r}, "
-                f"expected {golden.decisions[row]!r}",
+                f"{what} decides other than its golden set: event {event} is {decided[event]!r}, "
+                f"expected {golden.decisions[event]!r}",
                 mend=mend,
             )
     return float(difference.max(initial=0.0))
