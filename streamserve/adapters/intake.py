@@ -19,7 +19,7 @@ from streamserve.adapters.kafka import Clients, broker_error
 from streamserve.adapters.positions import starting_positions
 from streamserve.delivery.emitter import BoundaryHook, Emitter
 from streamserve.delivery.gate import Gate
-from streamserve.delivery.ledger import Ledger
+from streamserve.delivery.ledger import Boundary, Ledger
 from streamserve.errors import BrokerError
 from streamserve.records import OutputBatch, RawBatch
 from streamserve.topology import Source
@@ -183,8 +183,20 @@ class Intake:
         if not boundaries:
             return
         for hook in self.hooks:
-            hook(boundaries)
+            hook.prepare(boundaries)
         self._emitter.barrier()
+        if self._commit_offsets(consumer, boundaries):
+            with self._state:
+                self._ledger.committed(boundaries)
+            self.commits += 1
+            for hook in self.hooks:
+                hook.committed(boundaries)
+        else:
+            for hook in self.hooks:
+                hook.void(boundaries)
+
+    def _commit_offsets(self, consumer: Consumer, boundaries: Sequence[Boundary]) -> bool:
+        """False where the group moved on meanwhile: what was to be committed is another member's now."""
         try:
             done = consumer.commit(
                 offsets=[TopicPartition(b.topic, b.partition, b.stop) for b in boundaries], asynchronous=False
@@ -193,14 +205,12 @@ class Intake:
             code = error.args[0].code()
             if code in _MEMBERSHIP_GONE:
                 LOG.warning("commit refused, the group moved on: %s", error.args[0].str())
-                return
+                return False
             raise broker_error(error.args[0], self._clients.bootstrap) from None
         for tp in done:
             if tp.error is not None:
                 raise broker_error(tp.error, f"{self._clients.bootstrap} commit of {tp.topic}-{tp.partition}")
-        with self._state:
-            self._ledger.committed(boundaries)
-        self.commits += 1
+        return True
 
     def _settle(self, consumer: Consumer) -> bool:
         """Wait until nothing is in flight, then commit. False: the deadline passed first."""

@@ -41,6 +41,7 @@ from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.records import ControlView, RawBatch
 from streamserve.settings import Settings
+from streamserve.simulate.describe import check_features
 from streamserve.simulate.load import load_schema
 from streamserve.simulate.versions import LoadedVersions
 from streamserve.topology import Topology
@@ -66,6 +67,7 @@ class Worker:
         self._closing = threading.Event()
         catalogue = Catalogue(topology)
         schema = load_schema(settings, topology)
+        check_features(catalogue, schema)
         self._clients = Clients(settings)
         topics = Topics(self._clients)
         group = f"streamserve.{topology.name}"

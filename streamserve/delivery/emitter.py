@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from streamserve.delivery.ledger import Boundary
 from streamserve.records import OutputBatch
 
-BoundaryHook = Callable[[Sequence[Boundary]], None]
+
+class BoundaryHook(Protocol):
+    """Whoever has something of its own to commit along with offsets: drift panes, cutovers.
+
+    Of each commit it hears `prepare` before the barrier (what it sends then is covered by the barrier), and afterwards
+    one of `committed` and `void`. A void range is prepared again, from the same start, or belongs to another worker.
+    """
+
+    def prepare(self, boundaries: Sequence[Boundary]) -> None: ...
+
+    def committed(self, boundaries: Sequence[Boundary]) -> None: ...
+
+    def void(self, boundaries: Sequence[Boundary]) -> None: ...
 
 
 class Emitter(Protocol):

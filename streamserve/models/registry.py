@@ -7,6 +7,7 @@ with its hash checked. A folder can be a mounted volume or a synchronised bucket
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -45,7 +46,7 @@ class Registry:
         if not NAME.fullmatch(model):
             return []
         found = [p for p in base.glob(f"*/{MANIFEST}") if not p.parent.name.startswith(".")] if base.is_dir() else []
-        return [p.parent.name for p in sorted(found, key=lambda p: p.stat().st_mtime_ns)]
+        return [p.parent.name for p in sorted(found, key=_added)]
 
     def models(self) -> list[str]:
         if not self.root.is_dir():
@@ -165,6 +166,15 @@ def file_ref(name: str, content: Path | bytes) -> FileRef:
     if isinstance(content, bytes):
         return FileRef(path=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
     return FileRef(path=name, sha256=sha256(content), bytes=content.stat().st_size)
+
+
+def _added(manifest: Path) -> tuple[str, str]:
+    """When a version was added, by its own word: the times of files do not survive a copy. Unreadable ones first."""
+    try:
+        body = json.loads(manifest.read_bytes())
+        return str(body.get("created", "")) if isinstance(body, dict) else "", manifest.parent.name
+    except (OSError, ValueError):
+        return "", manifest.parent.name
 
 
 def sha256(path: Path) -> str:
