@@ -45,9 +45,7 @@ class Careful:
         about = json.loads((folder / "careful.json").read_text())
         self.prefixes = about["prefixes"]  # view: key prefix
         self.views = about["views"]  # view: (key fields, number of fields, max age in ms, defaults)
-        self.codes = {
-            name: {v: i + 2 for i, v in enumerate(values)} for name, values in about["vocabularies"].items()
-        }
+        self.codes = {name: {v: i + 2 for i, v in enumerate(values)} for name, values in about["vocabularies"].items()}
         self.schema = fastavro.parse_schema(json.loads(Path(about["schema"]).read_text()))
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Self
 
@@ -58,7 +59,7 @@ class Screen:
         decided = ", ".join(f"{n} {c:,}" for n, c in totals.decisions.most_common(3))
         return (
             f"sent {sent:>8,}  predicted {totals.predictions:>8,}  {self._watch.rate:>7,.0f}/s  "
-            f"p50 {p50:.0f} ms  p99 {p99:.0f} ms  {decided}  dead letters {totals.dead_letters}"
+            f"p50 {_ms(p50)}  p99 {_ms(p99)}  {decided}  dead letters {totals.dead_letters}"
         )
 
     def panel(self, sent: int) -> Panel:
@@ -69,8 +70,8 @@ class Screen:
             _figure("events sent", f"{sent:,}"),
             _figure("predictions", f"{totals.predictions:,}"),
             _figure("a second", f"{self._watch.rate:,.0f}"),
-            _figure("p50", f"{p50:.0f} ms"),
-            _figure("p99", f"{p99:.0f} ms"),
+            _figure("p50", _ms(p50)),
+            _figure("p99", _ms(p99)),
             _figure("dead letters", f"{totals.dead_letters}"),
         )
         progress = ProgressBar(total=max(self._total, 1), completed=totals.predictions, width=72)
@@ -100,6 +101,10 @@ class Screen:
             shares = ", ".join(f"{name} {count / total:.1%}" for name, count in counts.items() if count)
             table.add_row(f"view {view}", bar, shares)
         return table
+
+
+def _ms(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0f} ms"
 
 
 def _figure(label: str, value: str) -> Text:

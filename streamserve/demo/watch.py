@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 from streamserve.adapters.follow import Follower
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.schema_ids import SchemaIds
+from streamserve.pipeline.emit import HEADER
 from streamserve.pipeline.prediction import SCHEMA_TEXT, decode
 from streamserve.records import RawBatch
 from streamserve.topology import Topology
 
 RECENT_S = 2.0
+STAMP = HEADER + "source.timestamp"
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Watch:
         self._dead_letters = topology.topic("dead-letters")
         self._follower = Follower(clients, [topology.topic("predictions"), self._dead_letters])
         self._schema_id = ids.id_of(f"{topology.topic('predictions')}-value", SCHEMA_TEXT)
+        self._since_ms = int(time.time() * 1000)  # what an earlier run left behind is not of this demo
         self._closing = threading.Event()
         self._recent: deque[tuple[float, int]] = deque()
         self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
@@ -84,10 +87,15 @@ class Watch:
     def _take(self, batch: RawBatch) -> None:
         totals = self.totals
         if batch.topic == self._dead_letters:
-            totals.dead_letters += len(batch)
+            stamps = [int(dict(headers or ())[STAMP] or b"0") for headers in batch.headers]
+            totals.dead_letters += sum(stamp >= self._since_ms for stamp in stamps)
             return
-        columns = decode(batch.values, self._schema_id)
         arrived = time.time() * 1000
+        columns = decode(batch.values, self._schema_id)
+        ours = pc.greater_equal(columns.column("source_timestamp").cast("int64"), self._since_ms)
+        columns = columns.filter(ours)
+        if not len(columns):
+            return
         if totals.first_at is None:
             totals.first_at = time.monotonic()
         stamps = columns.column("source_timestamp").cast("int64").to_numpy(zero_copy_only=False)
