@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +247,15 @@ def test_the_epoch_in_force_is_the_largest_whose_cutover_is_at_or_below_the_reco
 def test_without_a_cutover_the_first_epoch_answers():
     view = ControlView("t", (RoutingEpoch(3, "v1"), RoutingEpoch(4, "v2")))
     assert view.epochs_at("events", np.int32([0, 1]), np.int64([0, 2**62])).tolist() == [0, 0]
+
+
+def test_the_published_schema_of_commands_is_that_of_the_code():
+    published = Path(__file__).parent.parent / "schemas" / "streamserve.command.json"
+    assert json.loads(published.read_text()) == Init.model_json_schema()
+
+
+def test_a_manifest_that_the_log_pins_is_in_the_state():
+    state, said = one(init(manifest="ab" * 32))
+    assert said[0].accepted
+    assert dict(state.manifests) == {"v1": "ab" * 32}
+    assert one(init(manifest="../x"))[1][0].rejection is Rejection.MALFORMED

@@ -13,6 +13,7 @@ import json
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -353,6 +354,21 @@ def test_a_worker_wants_its_version(project, good):
     worker_refused(project, good, MODEL, *says, STREAMSERVE_REGISTRY=str(empty))
 
 
+@pytest.fixture(scope="module")
+def unpinned(project, good) -> Path:
+    """Another topology of the same version, put in force by hand, without the manifest's hash."""
+    file = topology(project, "start-unpinned")
+    carried_out(project, "topics", "apply", file)
+    command = {
+        "kind": "init", "command_id": uuid.uuid4().hex, "topology": "start-unpinned", "expected_generation": 0,
+        "model": "readings", "stable": "v1",
+    }  # fmt: skip
+    producer = Producer({"bootstrap.servers": project.endpoints.bootstrap})
+    producer.produce("streamserve.control", json.dumps(command))
+    assert producer.flush(10) == 0
+    return file
+
+
 @pytest.fixture
 def copied(project, good, tmp_path) -> tuple[Path, dict[str, str]]:
     """A copy of the version in force, and the setting that points at it."""
@@ -360,11 +376,11 @@ def copied(project, good, tmp_path) -> tuple[Path, dict[str, str]]:
     return tmp_path / "registry" / "readings" / "v1", {"STREAMSERVE_REGISTRY": str(tmp_path / "registry")}
 
 
-def test_a_manifest_that_names_no_output_of_its_model_stops_a_worker(project, good, copied):
+def test_a_manifest_that_is_not_the_one_put_in_force_stops_a_worker(project, good, copied):
     folder, environ = copied
     manifest = json.loads((folder / "manifest.json").read_text())
     edited(folder, manifest, scores={"alarm": {"tensor": "gone", "column": 1}})
-    worker_refused(project, good, MODEL, "gone", **environ)
+    worker_refused(project, good, MODEL, "put in force", "sha256", **environ)
 
 
 def test_one_changed_byte_of_a_model_stops_a_worker(project, good, copied):
@@ -396,11 +412,11 @@ def edited(folder: Path, manifest: dict[str, object], **changes: object) -> None
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_an_edited_manifest_is_refused(project, good, copied, changes, says):
+def test_an_edited_manifest_is_refused(project, good, unpinned, copied, changes, says):
     folder, environ = copied
     edited(folder, json.loads((folder / "manifest.json").read_text()), **changes)
     if "golden set" in says:
-        worker_refused(project, good, MODEL, *says, **environ)
+        worker_refused(project, unpinned, MODEL, *says, **environ)
     else:  # by whatever opens the version
         refused(project, "check", good, "--version", "v1", code=MODEL, says=says, **environ)
 
@@ -412,7 +428,7 @@ def test_a_manifest_that_is_no_json_is_refused(project, good, copied):
     refused(project, "check", good, "--version", "v1", code=MODEL, says=says, **environ)
 
 
-def test_another_golden_set_stops_a_worker(project, good, copied):
+def test_another_golden_set_stops_a_worker(project, unpinned, copied):
     folder, environ = copied
     manifest, found = (
         json.loads((folder / "manifest.json").read_text()),
@@ -421,10 +437,10 @@ def test_another_golden_set_stops_a_worker(project, good, copied):
     found["scores"][3][0] += 0.001
     content = json.dumps(found).encode()
     (folder / "golden.json").write_bytes(content)
-    worker_refused(project, good, MODEL, "golden.json", "was changed", **environ)
+    worker_refused(project, unpinned, MODEL, "golden.json", "was changed", **environ)
     sha = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     edited(folder, manifest, golden={**manifest["golden"], **sha})
-    worker_refused(project, good, MODEL, "answers other than its golden set", "event 3", "alarm", **environ)
+    worker_refused(project, unpinned, MODEL, "answers other than its golden set", "event 3", "alarm", **environ)
 
 
 def test_a_feature_that_means_something_else_now_stops_a_worker(project, good):

@@ -79,7 +79,12 @@ class Worker:
         self._log = LogReader(self._clients)
         self._state = self._fold_to_end(catalogue)
         versions = LoadedVersions(
-            Registry(settings.registry), catalogue, schema, OnnxSession, warm_rows=(1, settings.batch_rows)
+            Registry(settings.registry),
+            catalogue,
+            schema,
+            OnnxSession,
+            warm_rows=(1, settings.batch_rows),
+            pinned=lambda: dict(self._state.manifests),
         )
         for epoch in self._state.epochs:
             versions.get(epoch.stable)

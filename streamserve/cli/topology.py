@@ -48,7 +48,8 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
             where="topic streamserve.control",
             mend="a topology is initialised once",
         )
-    manifest, _ = open_version(Registry(found.registry), topology.model, version, OnnxSession)
+    registry = Registry(found.registry)
+    manifest, _ = open_version(registry, topology.model, version, OnnxSession)
     catalogue = Catalogue(topology)
     FeaturePlan.of(manifest, catalogue)
     command = Init(
@@ -61,6 +62,7 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
         stable=version,
         salt=uuid.uuid4().hex[:12],
         fingerprint=catalogue.fingerprint(),
+        manifest=registry.manifest_sha256(topology.model, version),
     )
     offset = append(clients, json.dumps(command.model_dump(mode="json")).encode(), key=topology.name)
     settled = read_state(clients, topology.name)

@@ -35,13 +35,16 @@ class Command(BaseModel):
 
 
 class Init(Command):
-    """The first command of a topology: what is stable from offset 0 on, and the salt of its buckets."""
+    """The first command of a topology: what is stable from offset 0 on, and the salt of its buckets.
+
+    manifest: sha256 of the version's manifest.json; a worker refuses another. fingerprint: of the topology file."""
 
     kind: Literal["init"] = "init"
     model: str
     stable: Annotated[str, Field(min_length=1, max_length=200)]
     salt: Annotated[str, Field(max_length=200)] = ""
     fingerprint: Annotated[str, Field(max_length=200)] = ""
+    manifest: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
 
 AnyCommand = Init

@@ -38,6 +38,7 @@ class State:
     generation: int = 0
     epochs: tuple[RoutingEpoch, ...] = ()
     command_ids: frozenset[str] = frozenset()
+    manifests: tuple[tuple[str, str], ...] = ()  # (version, sha256 of its manifest), as the commands pinned them
 
     @property
     def initialised(self) -> bool:
@@ -119,4 +120,5 @@ def _apply(state: State, offset: int, command: AnyCommand) -> State:
         generation=state.generation + 1,
         epochs=(*state.epochs, RoutingEpoch(number=offset, stable=command.stable, salt=command.salt)),
         command_ids=state.command_ids | {command.command_id},
+        manifests=(*state.manifests, (command.stable, command.manifest)) if command.manifest else state.manifests,
     )

@@ -88,6 +88,11 @@ class Registry:
             )
         return manifest
 
+    def manifest_sha256(self, model: str, version: str) -> str:
+        """The hash of a version's manifest, which pins every other file by hash."""
+        self.manifest(model, version)
+        return sha256(self.folder(model, version) / MANIFEST)
+
     def file(self, manifest: Manifest, ref: FileRef) -> Path:
         """The path of a file of a version, its hash checked.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,10 @@ LOG = logging.getLogger("streamserve.versions")
 
 
 class LoadedVersions:
-    """Loads versions of a topology's model on demand, each once. Safe from several threads."""
+    """Loads versions of a topology's model on demand, each once. Safe from several threads.
+
+    pinned: asked at each load for the manifest hashes that the control log names, by version.
+    """
 
     def __init__(
         self,
@@ -34,9 +37,10 @@ class LoadedVersions:
         schema: EventSchema,
         load: Loader,
         warm_rows: Sequence[int],
+        pinned: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._registry, self._catalogue, self._schema = registry, catalogue, schema
-        self._load, self._warm_rows = load, warm_rows
+        self._load, self._warm_rows, self._pinned = load, warm_rows, pinned
         self._loaded: dict[str, LoadedVersion] = {}
         self._lock = threading.Lock()
 
@@ -54,7 +58,16 @@ class LoadedVersions:
         return found
 
     def _prepare(self, version: str) -> LoadedVersion:
-        manifest, session = open_version(self._registry, self._catalogue.topology.model, version, self._load)
+        model = self._catalogue.topology.model
+        expected, found = self._pinned().get(version), self._registry.manifest_sha256(model, version)
+        if expected and expected != found:
+            raise ModelTamperedError(
+                f"the manifest of {model} {version} is not the one that was put in force: "
+                f"its sha256 is {found[:12]}..., the control log says {expected[:12]}...",
+                where=str(self._registry.folder(model, version)),
+                mend="restore the folder from where it came: a version in force never changes",
+            )
+        manifest, session = open_version(self._registry, model, version, self._load)
         plan = FeaturePlan.of(manifest, self._catalogue)
         if manifest.golden is not None:
             path = self._registry.file(manifest, manifest.golden)
