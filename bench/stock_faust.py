@@ -25,7 +25,7 @@ careful = Careful()
 @app.agent(source)
 async def scoring(stream: faust.Stream[bytes]) -> None:
     """Events in, predictions out."""
-    async for events in stream.take_events(500, within=0.05):
+    async for events in stream.take_events(500, within=1):
         records = [(e.message.partition, e.message.offset, e.value) for e in events]
         for event, value in zip(events, careful.score(source.get_topic_name(), records), strict=True):
             await target.send(key=event.key, value=value)

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from itertools import groupby
 
 import numpy as np
@@ -20,14 +21,27 @@ from streamserve.adapters.positions import starting_positions
 from streamserve.delivery.emitter import BoundaryHook, Emitter
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Boundary, Ledger
-from streamserve.errors import BrokerError
+from streamserve.errors import BrokerError, StreamserveError
 from streamserve.records import OutputBatch, RawBatch
 from streamserve.topology import Source
 
 LOG = logging.getLogger("streamserve.intake")
 POLL_S = 0.1
 ROOM_S = 0.05  # how long one wait for room takes before the group's calls are answered again
+RETRY_S = 0.2  # until the next try of the last commit, where the coordinator moves or starts
+LAST_FLUSH_S = 1.0  # what the last barrier gets at least
+UNREADABLE_HEADERS: list[tuple[str, bytes | None]] = [
+    ("streamserve.headers", b"left out: a name among them is not UTF-8")
+]
 GATHER_S = 0.003  # after the first record of a batch: how long to wait for more; adds to latency, saves batches
+
+
+class Outcome(Enum):
+    """What became of a commit."""
+
+    DONE = "done"
+    LATER = "later"  # the broker can't take it now: it is tried again
+    MOVED_ON = "moved on"  # what was to be committed is another member's now
 
 
 class Intake:
@@ -118,7 +132,7 @@ class Intake:
             )
             while not self._stopping.is_set():
                 self._turn(consumer)
-            self._settle(consumer)
+            self._finish(consumer)
         except BaseException as error:  # noqa: BLE001  (handed to the worker, which stops with it)
             self._on_failure(error)
         finally:
@@ -134,17 +148,27 @@ class Intake:
         if first is None:
             return
         started = time.monotonic_ns()
-        messages = self._gather(consumer, first)
-        for topic, group in groupby(self._readable(messages), key=Message.topic):
-            self._hand_over(to_batch(topic, list(group), self._gate.epoch, started))
+        for epoch, messages in self._gather(consumer, first):
+            for topic, group in groupby(self._readable(messages), key=Message.topic):
+                self._hand_over(to_batch(topic, list(group), epoch, started))
 
-    def _gather(self, consumer: Consumer, first: Message) -> list[Message]:
+    def _gather(self, consumer: Consumer, first: Message) -> list[tuple[int, list[Message]]]:
+        """Messages by the intake epoch in which they were read: each call may take partitions up anew."""
         limit = self._settings.batch_rows - 1
-        messages = [first, *consumer.consume(limit, 0)]
-        if len(messages) <= limit and self._in_flight:
+        reads = [(self._gate.epoch, [first])]
+        count = 1 + self._read(consumer, limit, 0, reads)
+        if count <= limit and self._in_flight:
             # others are being worked on: a short wait fills this batch at no cost to it
-            messages += consumer.consume(limit + 1 - len(messages), GATHER_S)
-        return messages
+            self._read(consumer, limit + 1 - count, GATHER_S, reads)
+        return reads
+
+    def _read(self, consumer: Consumer, limit: int, wait: float, reads: list[tuple[int, list[Message]]]) -> int:
+        found: list[Message] = consumer.consume(limit, wait)
+        if reads[-1][0] == self._gate.epoch:
+            reads[-1][1].extend(found)
+        else:
+            reads.append((self._gate.epoch, found))
+        return len(found)
 
     def _hand_over(self, batch: RawBatch) -> None:
         with self._state:
@@ -176,16 +200,18 @@ class Intake:
 
     # ---- commits: the barrier, then the offsets, in this thread
 
-    def _commit(self, consumer: Consumer) -> None:
+    def _commit(self, consumer: Consumer, limit: float | None = None) -> Outcome:
+        """limit: seconds that the barrier may take, if not the emitter's own."""
         self._next_commit = time.monotonic() + self._settings.commit_interval
         with self._state:
             boundaries = self._ledger.boundaries()
         if not boundaries:
-            return
+            return Outcome.DONE
         for hook in self.hooks:
             hook.prepare(boundaries)
-        self._emitter.barrier()
-        if self._commit_offsets(consumer, boundaries):
+        self._emitter.barrier(limit)
+        outcome = self._commit_offsets(consumer, boundaries)
+        if outcome is Outcome.DONE:
             with self._state:
                 self._ledger.committed(boundaries)
             self.commits += 1
@@ -194,35 +220,61 @@ class Intake:
         else:
             for hook in self.hooks:
                 hook.void(boundaries)
+        return outcome
 
-    def _commit_offsets(self, consumer: Consumer, boundaries: Sequence[Boundary]) -> bool:
-        """False where the group moved on meanwhile: what was to be committed is another member's now."""
+    def _commit_offsets(self, consumer: Consumer, boundaries: Sequence[Boundary]) -> Outcome:
         try:
             done = consumer.commit(
                 offsets=[TopicPartition(b.topic, b.partition, b.stop) for b in boundaries], asynchronous=False
             )
         except KafkaException as error:
-            code = error.args[0].code()
-            if code in _MEMBERSHIP_GONE:
-                LOG.warning("commit refused, the group moved on: %s", error.args[0].str())
-                return False
-            raise broker_error(error.args[0], self._clients.bootstrap) from None
+            return self._refused(error.args[0], self._clients.bootstrap)
         for tp in done:
             if tp.error is not None:
-                raise broker_error(tp.error, f"{self._clients.bootstrap} commit of {tp.topic}-{tp.partition}")
-        return True
+                return self._refused(tp.error, f"{self._clients.bootstrap} commit of {tp.topic}-{tp.partition}")
+        return Outcome.DONE
 
-    def _settle(self, consumer: Consumer) -> bool:
-        """Wait until nothing is in flight, then commit. False: the deadline passed first."""
+    def _refused(self, error: KafkaError, where: str) -> Outcome:
+        if error.code() in _MEMBERSHIP_GONE:
+            LOG.warning("commit refused, the group moved on: %s", error.str())
+            return Outcome.MOVED_ON
+        if error.code() in _COORDINATOR_AWAY:
+            LOG.warning("commit not taken, it is tried again: %s", error.str())
+            return Outcome.LATER
+        raise broker_error(error, where)
+
+    def _finish(self, consumer: Consumer) -> None:
+        """The end that a signal asked for: exit code 0 says that everything in flight was committed.
+
+        Raises:
+            StreamserveError: it was not.
+        """
+        deadline = time.monotonic() + self._settings.drain_timeout
+        done = self._drained()
+        while done and self._commit(consumer, max(deadline - time.monotonic(), LAST_FLUSH_S)) is Outcome.LATER:
+            with self._state:
+                done = not self._state.wait_for(lambda: self._abandoned, timeout=RETRY_S)
+            done = done and time.monotonic() < deadline
+        if not done and not self._abandoned:
+            raise StreamserveError(
+                f"what was in flight was not committed within {self._settings.drain_timeout:g} s of the signal",
+                where=f"group {self._group}",
+                mend="nothing is lost, the next worker scores it again; look at the warnings above for who is slow",
+            )
+
+    def _settle(self, consumer: Consumer) -> None:
+        """Partitions are about to go: wait until nothing is in flight, then commit."""
+        if self._drained():
+            self._commit(consumer)
+        elif not self._abandoned:
+            LOG.error("batches are still in flight; they will be scored again")
+
+    def _drained(self) -> bool:
+        """Nothing is in flight any more. False: the deadline passed first, or the worker failed."""
         limit = self._settings.drain_timeout
         with self._state:
             self._state.wait_for(lambda: self._in_flight == 0 or self._abandoned, timeout=limit)
-            empty = self._in_flight == 0 and not self._abandoned
-        if empty:
-            self._commit(consumer)
-        elif not self._abandoned:
-            LOG.error("batches are still in flight after %.0f s; they will be scored again", limit)
-        return empty
+            return self._in_flight == 0 and not self._abandoned
 
     # ---- the group's calls, inside poll: `list_topics`, `poll` and `consume` of the consumer are forbidden here
 
@@ -262,6 +314,21 @@ _MEMBERSHIP_GONE = frozenset(
         KafkaError.STALE_MEMBER_EPOCH,
     )
 )
+_COORDINATOR_AWAY = frozenset(
+    (
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError._WAIT_COORD,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    )
+)
 
 
 def to_batch(topic: str, messages: Sequence[Message], epoch: int, started_ns: int) -> RawBatch:
@@ -276,11 +343,21 @@ def to_batch(topic: str, messages: Sequence[Message], epoch: int, started_ns: in
         timestamp_types=_ints((kind for kind, _ in stamps), np.uint8, count),
         keys=[m.key() for m in messages],
         values=[m.value() for m in messages],
-        headers=[m.headers() for m in messages],
+        headers=[_headers(m) for m in messages],
         intake_epoch=epoch,
         first_ns=started_ns,
         ready_ns=time.monotonic_ns(),
     )
+
+
+def _headers(message: Message) -> list[tuple[str, bytes | None]] | None:
+    """The client can't read a header whose name is not UTF-8: the event goes on without, and says so."""
+    try:
+        found: list[tuple[str, bytes | None]] | None = message.headers()
+    except UnicodeDecodeError:
+        LOG.warning("%s-%d-%d: unreadable headers", message.topic(), message.partition(), message.offset())
+        return UNREADABLE_HEADERS
+    return found
 
 
 def _ints(values: Iterable[int], kind: type[np.generic], count: int) -> np.ndarray[tuple[int], np.dtype]:

@@ -42,6 +42,8 @@ ADVICE = {
     KafkaError._SSL: "check ssl.ca.location and the broker's certificate",  # noqa: SLF001
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the rights that docs/operations.md lists",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
+    KafkaError.MSG_SIZE_TOO_LARGE: "the topic's max.message.bytes was lowered: raise it, or start the worker again",
+    KafkaError.INVALID_TIMESTAMP: "compare this machine's clock with the broker's",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topics: `streamserve topics apply <topology file>`",
 }
 # A client tries again for ever after these, and a person has to mend them

@@ -159,6 +159,10 @@ class Topics:
             after_ms=int(config.get("message.timestamp.after.max.ms", 3_600_000)),
         )
 
+    def max_bytes(self, topics: list[str]) -> dict[str, int]:
+        """How large a record, or a batch of them, may be in each topic."""
+        return {name: int(config["max.message.bytes"]) for name, config in self.configs(topics).items()}
+
     def configs(self, topics: list[str]) -> dict[str, dict[str, str]]:
         if not topics:
             return {}

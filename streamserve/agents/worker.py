@@ -49,6 +49,7 @@ from streamserve.topology import Topology
 LOG = logging.getLogger("streamserve.worker")
 CONTROL_POLL_S = 0.2
 EXIT_AT_ONCE = 130
+JOIN_S = 3.0  # what the intake may take beyond the drain timeout, to leave its group
 
 
 class Worker:
@@ -101,7 +102,12 @@ class Worker:
             clock_ns=time.perf_counter_ns,
         )
         self.metrics = Metrics(topology.name)
-        self._emitter = AtLeastOnceEmitter(self._clients, topology.topic("dead-letters"), __version__)
+        self._emitter = AtLeastOnceEmitter(
+            self._clients,
+            topology.topic("dead-letters"),
+            __version__,
+            topics.max_bytes([predictions, topology.topic("dead-letters")]),
+        )
         self._intake = Intake(
             self._clients,
             topology.source,
@@ -238,9 +244,15 @@ class Worker:
         await self._stop.wait()
         self.health.ready = False
         self._intake.stop()
-        done = await asyncio.to_thread(self._intake.join, self.settings.drain_timeout + 5)
+        done = await asyncio.to_thread(self._intake.join, self.settings.drain_timeout + JOIN_S)
         if not done:
-            LOG.error("the intake did not end in time; what is not committed will be scored again")
+            self._fail(
+                StreamserveError(
+                    f"the worker did not come to rest within {self.settings.drain_timeout + JOIN_S:g} s",
+                    where=self._clients.bootstrap,
+                    mend="nothing is lost, what is not committed is scored again; check the broker",
+                )
+            )
         self._closing.set()
         follower.join(2)
         self._scoring.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from streamserve.cli.common import set_up_logging, settings, topology_argument
@@ -22,6 +25,8 @@ def worker(topology: Topology, web_port: int | None, start: str | None) -> None:
     Needs the topology's topics (`streamserve topics apply`), a version in force (`streamserve topology init`), and
     the version in the registry. Run it several times to share the partitions.
     """
+    # Until the worker has its own: nothing is in flight yet, and as a container's first process it has no default
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from streamserve.agents.worker import Worker
 
     found = settings()

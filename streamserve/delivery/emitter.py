@@ -34,8 +34,8 @@ class Emitter(Protocol):
         """
         ...
 
-    def barrier(self) -> None:
-        """Return once everything sent before is acknowledged.
+    def barrier(self, limit: float | None = None) -> None:
+        """Return once everything sent before is acknowledged. limit: seconds to wait, if not the emitter's own.
 
         Raises:
             BrokerError: something was not.
