@@ -17,7 +17,7 @@ $(STAMP):
 
 setup: $(STAMP)  ## the virtual environment with every package (the other targets do it themselves)
 
-demo: $(STAMP)  ## a year of real flights, scored end to end
+demo: $(STAMP)  ## nine months of real flights, scored end to end
 	$(BIN)/streamserve demo $(ARGS)
 
 test: $(STAMP)  ## every test, against a real Kafka and a real Redis

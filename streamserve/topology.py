@@ -298,7 +298,12 @@ def load_topology(path: Path) -> Topology:
     """
     if not path.is_file():
         raise TopologyError("there is no such topology file", where=str(path), mend="see topologies/ for examples")
-    spec = importlib.util.spec_from_file_location(f"streamserve_topology_{path.stem}", path)
+    if path.suffix != ".py":
+        raise TopologyError(
+            "it is no Python file", where=str(path), mend="name a .py file; see topologies/ for examples"
+        )
+    # The absolute path is what tracebacks name: `_line_of` finds the file's own lines by it.
+    spec = importlib.util.spec_from_file_location(f"streamserve_topology_{path.stem}", path.absolute())
     assert spec is not None  # noqa: S101  (a .py file always has a loader)
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
@@ -337,7 +342,7 @@ def _explain(error: ValidationError) -> str:
 def _line_of(error: BaseException, path: Path) -> int | None:
     line, frame = None, error.__traceback__
     while frame is not None:
-        if frame.tb_frame.f_code.co_filename == str(path):
+        if frame.tb_frame.f_code.co_filename == str(path.absolute()):
             line = frame.tb_lineno
         frame = frame.tb_next
     return getattr(error, "lineno", None) if isinstance(error, SyntaxError) else line

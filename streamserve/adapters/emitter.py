@@ -91,6 +91,9 @@ class AtLeastOnceEmitter:
             BrokerError: a dead letter is among them; it has nowhere else to go.
         """
         limit = self._limits[out.topic]
+        longest = (max(map(len, filter(None, column)), default=0) for column in (out.keys, out.values))
+        if not any(out.headers) and sum(longest) + RECORD_OVERHEAD <= limit:
+            return []
         sizes = [
             len(key or b"") + len(value or b"") + (_header_bytes(headers) if headers else 0)
             for key, value, headers in zip(out.keys, out.values, out.headers, strict=True)

@@ -343,20 +343,29 @@ def to_batch(topic: str, messages: Sequence[Message], epoch: int, started_ns: in
         timestamp_types=_ints((kind for kind, _ in stamps), np.uint8, count),
         keys=[m.key() for m in messages],
         values=[m.value() for m in messages],
-        headers=[_headers(m) for m in messages],
+        headers=_headers(messages),
         intake_epoch=epoch,
         first_ns=started_ns,
         ready_ns=time.monotonic_ns(),
     )
 
 
-def _headers(message: Message) -> list[tuple[str, bytes | None]] | None:
-    """The client can't read a header whose name is not UTF-8: the event goes on without, and says so."""
-    try:
-        found: list[tuple[str, bytes | None]] | None = message.headers()
-    except UnicodeDecodeError:
-        LOG.warning("%s-%d-%d: unreadable headers", message.topic(), message.partition(), message.offset())
-        return UNREADABLE_HEADERS
+def _headers(messages: Sequence[Message]) -> list[list[tuple[str, bytes | None]] | None]:
+    """The client can't read a header whose name is not UTF-8: such an event goes on without its headers.
+
+    Its accessor returns a broken list with the error set. Called from Python's bytecode, that goes unnoticed and ends
+    the process some calls later; `map` looks at every result.
+    """
+    found: list[list[tuple[str, bytes | None]] | None] = []
+    reads = map(Message.headers, messages)
+    while len(found) < len(messages):
+        try:
+            for headers in reads:
+                found.append(headers)  # noqa: PERF402  (what came before an error is kept)
+        except (SystemError, UnicodeDecodeError):
+            bad = messages[len(found)]
+            LOG.warning("%s-%d-%d: its headers can't be read", bad.topic(), bad.partition(), bad.offset())
+            found.append(UNREADABLE_HEADERS)
     return found
 
 

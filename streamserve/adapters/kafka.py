@@ -44,7 +44,10 @@ ADVICE = {
     KafkaError.GROUP_AUTHORIZATION_FAILED: "grant READ on the consumer group",
     KafkaError.MSG_SIZE_TOO_LARGE: "the topic's max.message.bytes was lowered: raise it, or start the worker again",
     KafkaError.INVALID_TIMESTAMP: "compare this machine's clock with the broker's",
-    KafkaError.UNKNOWN_TOPIC_OR_PART: "create the topics: `streamserve topics apply <topology file>`",
+    **dict.fromkeys(
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),  # noqa: SLF001
+        "create the topics: `streamserve topics apply <topology file>`",
+    ),
 }
 # A client tries again for ever after these, and a person has to mend them
 HOPELESS = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001

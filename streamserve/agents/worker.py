@@ -163,6 +163,8 @@ class Worker:
             while not self._closing.is_set():
                 for record in self._log.poll(CONTROL_POLL_S):
                     self._state = self._step(self._state, record.offset, record.value)
+                    if self._closing.is_set():  # a log that never comes to its end is no reason to stay
+                        break
         except BaseException as error:  # noqa: BLE001  (a worker without its control log does not serve)
             self._fail(error)
         finally:
@@ -227,10 +229,14 @@ class Worker:
         try:
             await self._app.start()
         except OSError as error:
-            self._failure = SettingsError(
-                f"the pages can't be served: {error.strerror or error}",
-                where=f"{self.settings.web_host}:{self.settings.web_port}",
-                mend="name another port: --web-port, or STREAMSERVE_WEB_PORT; 0 takes a free one",
+            self._failure = (
+                _unwritable(error, str(error.filename))
+                if error.filename is not None
+                else SettingsError(
+                    f"the pages can't be served: {error.strerror or error}",
+                    where=f"{self.settings.web_host}:{self.settings.web_port}",
+                    mend="name another port: --web-port, or STREAMSERVE_WEB_PORT; 0 takes a free one",
+                )
             )
             await self._app.stop()
             return
@@ -276,12 +282,16 @@ def _faust_folder(home: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(
-            f"the folder of local state can't be made: {error.strerror}",
-            where=str(folder),
-            mend="point STREAMSERVE_HOME at a folder that can be written",
-        ) from None
+        raise _unwritable(error, str(folder)) from None
     return folder
+
+
+def _unwritable(error: OSError, where: str) -> SettingsError:
+    return SettingsError(
+        f"the folder of local state can't be made: {error.strerror}",
+        where=where,
+        mend="point STREAMSERVE_HOME at a folder that can be written",
+    )
 
 
 def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds) -> EventDecoder:

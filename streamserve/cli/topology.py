@@ -46,7 +46,7 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
         raise ControlError(
             f"{topology.name} has an init already: {state.epochs[0].stable}, at offset {state.epochs[0].number}",
             where="topic streamserve.control",
-            mend="a topology is initialised once",
+            mend="a topology is initialised once; --if-new makes this no error",
         )
     registry = Registry(found.registry)
     manifest, _ = open_version(registry, topology.model, version, OnnxSession)

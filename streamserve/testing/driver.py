@@ -43,8 +43,9 @@ class TestDriver:
         model: an ONNX file, or a session such as `StubModel`.
         schemas: the folder of event schemas; or the schemas themselves, by file name.
         vocabularies: of each category, the values in the order that training used.
-        views: rows of the stored views: {view: {key: (feature time, {field: value})}}. A composite key is a tuple;
-            a field that is left out is unknown, and becomes the view's default.
+        views: rows of the stored views: {view: {key: (feature time, {field: value})}}. The time is milliseconds since
+            1970, or a datetime with a zone. A composite key is a tuple; a field that is left out is unknown, and
+            becomes the view's default.
         inputs: features of each model input, where they are not to be found by name.
         now: the wall clock of the worker; it stands still.
 
@@ -154,7 +155,8 @@ class TestDriver:
         Offsets go on from one call to the next.
 
         Raises:
-            ConfigError: a dict can't be encoded with the event schema: a field is missing, unknown or of another type.
+            ConfigError: a dict can't be encoded. An Avro event must fit the event schema; a JSON event that does not
+                becomes what a worker would make of it.
         """
         records = [event if isinstance(event, Record) else Record(event) for event in events]
         raw = self._raw(records)
