@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         default=None, description="CA file for the schema registry's certificate. Unset: the system's."
     )
     registry: Path = Field(
-        default=Path(".streamserve/registry"),
+        default=Path("registry"),
         description="Folder of model versions: <model>/<version>/manifest.json and what it names.",
     )
     schemas: Path = Field(default=Path("schemas"), description="Folder of event schemas and index.json.")

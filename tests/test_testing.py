@@ -178,7 +178,8 @@ def test_a_dict_that_is_no_event_is_told_from_a_dead_letter(event, what):
         ({"views": {"career": {}}}, ConfigError, "views= names 'career'"),
         ({"views": {"route": {"EWR": (0, {})}}}, ConfigError, "has 1 parts"),
         ({"views": {"carrier": {"UA": (0, {"lateness": 1.0})}}}, ConfigError, "lateness"),
-        ({"views": {"carrier": {"UA": (dt.datetime(2013, 1, 1), {})}}}, ConfigError, "no time zone"),  # noqa: DTZ001
+        ({"views": {"carrier": {"UA": (dt.datetime(2013, 1, 1), {})}}}, ConfigError, "with a time zone"),  # noqa: DTZ001
+        ({"views": {"carrier": {"UA": ("2013-01-01", {})}}}, ConfigError, "with a time zone"),
         ({"vocabularies": {}}, SignatureError, "no vocabulary for carrier, dest, origin"),
         ({"schemas": "nowhere"}, SchemaError, "no such event schema"),
         ({"schemas": {}}, SchemaError, "has no 'flight.avsc'"),

@@ -37,7 +37,8 @@ class Command(BaseModel):
 class Init(Command):
     """The first command of a topology: what is stable from offset 0 on, and the salt of its buckets.
 
-    manifest: sha256 of the version's manifest.json; a worker refuses another. fingerprint: of the topology file."""
+    manifest: sha256 of the version's manifest.json; a worker refuses another. fingerprint: of the topology file.
+    """
 
     kind: Literal["init"] = "init"
     model: str

@@ -35,7 +35,7 @@ from streamserve.demo.views import view_tables
 from streamserve.demo.watch import Totals, Watch
 from streamserve.dev import services
 from streamserve.dev.probe import free_ports
-from streamserve.errors import StreamserveError
+from streamserve.errors import ConfigError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
 from streamserve.settings import Settings
@@ -62,6 +62,10 @@ def run_demo(settings: Settings, options: Options, command: Command, console: Co
     Raises:
         StreamserveError: what went wrong, and how to mend it.
     """
+    if not TOPOLOGY.is_file():
+        raise ConfigError(
+            f"there is no {TOPOLOGY} here", where=str(Path.cwd()), mend="run the demo in the root of the repository"
+        )
     began = time.monotonic()
     folder = settings.home / "demo"
     served = _prepare_data(folder, console)

@@ -116,15 +116,16 @@ def draw(catalogue: Catalogue, schema: EventSchema, manifest: Manifest | None) -
         f"│           key {source.key or '-'}, event time {source.event_time or 'record'}, id {source.id or '-'}",
         f"├─ features {len(catalogue.atoms)}",
     ]
-    lines.extend(
-        f"│  ├─ {atom.name:<28} {_origin(atom, schema, manifest)}"
+    branches = [
+        [f"{atom.name:<28} {_origin(atom, schema, manifest)}"]
         for atom in catalogue.atoms.values()
         if atom.feature.kind != "stored"
-    )
+    ]
     for view in catalogue.views.values():
         age = "any age" if view.max_age is None else f"at most {view.max_age.total_seconds() / 86_400:g} days old"
-        lines.append(f"│  ├─ {view.name}.*  {len(view.fields)} stored by {' + '.join(view.key)}, {age}")
-        lines.append(f"│  │     {', '.join(view.fields)}  (layout {view_fingerprint(view)})")
+        about = f"{view.name}.*  {len(view.fields)} stored by {' + '.join(view.key)}, {age}"
+        branches.append([about, f"   {', '.join(view.fields)}  (layout {view_fingerprint(view)})"])
+    lines.extend(_grow(branches))
     lines.extend(_model_lines(topology.model, manifest))
     lines.append("├─ outputs  " + ", ".join(_output(n, o.tensor, o.column) for n, o in topology.outputs.items()))
     lines.append(f"├─ decision {_decision(catalogue)}")
@@ -137,9 +138,21 @@ def _model_lines(model: str, manifest: Manifest | None) -> list[str]:
         return [f"├─ model    {model}"]
     return [
         f"├─ model    {model} {manifest.version}  (sha256 {manifest.file.sha256[:12]})",
-        *(f"│  ├─ in  {t.name}: {describe(t)} from {len(t.features)} features" for t in manifest.inputs),
-        *(f"│  ├─ out {t.name}: {describe(t)}" for t in manifest.outputs),
+        *_grow(
+            [[f"in  {t.name}: {describe(t)} from {len(t.features)} features"] for t in manifest.inputs]
+            + [[f"out {t.name}: {describe(t)}"] for t in manifest.outputs]
+        ),
     ]
+
+
+def _grow(branches: list[list[str]]) -> list[str]:
+    """The branches below a node; of a branch with several lines the first is its head."""
+    lines = []
+    for number, (head, *rest) in enumerate(branches, 1):
+        last = number == len(branches)
+        lines.append(f"│  {'└─' if last else '├─'} {head}")
+        lines.extend(f"│  {' ' if last else '│'}  {line}" for line in rest)
+    return lines
 
 
 def _origin(atom: Atom, schema: EventSchema, manifest: Manifest | None) -> str:

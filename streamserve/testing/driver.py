@@ -96,7 +96,7 @@ class TestDriver:
         topology: Topology | str | Path,
         version: str,
         *,
-        registry: str | Path = ".streamserve/registry",
+        registry: str | Path = "registry",
         schemas: Schemas = "schemas",
         views: ViewRows | None = None,
         now: dt.datetime = NOON,

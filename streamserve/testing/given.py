@@ -133,11 +133,14 @@ def packed(views: Mapping[str, View], rows: ViewRows) -> list[tuple[bytes, bytes
 
 
 def milliseconds(moment: Moment) -> int:
-    if isinstance(moment, int):
-        return moment
-    if moment.tzinfo is None:
-        raise ConfigError(f"{moment!r} has no time zone", mend="write tzinfo=datetime.UTC, or milliseconds since 1970")
-    return (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(milliseconds=1)
+    given: object = moment  # users' tests are not always typed
+    if isinstance(given, int):
+        return given
+    if not isinstance(given, dt.datetime) or given.tzinfo is None:
+        raise ConfigError(
+            f"{moment!r} is no datetime with a time zone", mend="write tzinfo=datetime.UTC, or milliseconds since 1970"
+        )
+    return (given - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(milliseconds=1)
 
 
 def _iso(value: object) -> str:
