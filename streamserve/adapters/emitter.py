@@ -22,6 +22,7 @@ FLUSH_SLICE_S = 0.5  # how long a flush waits before it looks whether the worker
 FLUSH_S = 60.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
 QUEUE_MESSAGES = 200_000
 QUEUE_KBYTES = 256 * 1024
+METADATA_MS = 5_000  # a leader that went with its broker is looked for again; the default of 300 s outlasts a flush
 BATCH_BYTES = 1_000_000  # librdkafka's default; the broker holds a topic's limit against the whole batch
 CLIENT_BYTES = 4 << 20
 RECORD_OVERHEAD = 200  # what the batch and the record add at most, beside 16 bytes a header
@@ -49,6 +50,7 @@ class AtLeastOnceEmitter:
             queue_buffering_max_kbytes=QUEUE_KBYTES,
             message_max_bytes=max(CLIENT_BYTES, *limits.values()),
             batch_size=min(BATCH_BYTES, *limits.values()),
+            topic_metadata_refresh_interval_ms=METADATA_MS,
             compression_type="lz4",
             on_delivery=self._on_failure,
         )
