@@ -343,14 +343,14 @@ def to_batch(topic: str, messages: Sequence[Message], epoch: int, started_ns: in
         timestamp_types=_ints((kind for kind, _ in stamps), np.uint8, count),
         keys=[m.key() for m in messages],
         values=[m.value() for m in messages],
-        headers=_headers(messages),
+        headers=headers_of(messages),
         intake_epoch=epoch,
         first_ns=started_ns,
         ready_ns=time.monotonic_ns(),
     )
 
 
-def _headers(messages: Sequence[Message]) -> list[list[tuple[str, bytes | None]] | None]:
+def headers_of(messages: Sequence[Message]) -> list[list[tuple[str, bytes | None]] | None]:
     """The client can't read a header whose name is not UTF-8: such an event goes on without its headers.
 
     Its accessor returns a broken list with the error set. Called from Python's bytecode, that goes unnoticed and ends

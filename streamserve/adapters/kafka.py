@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from streamserve.adapters.quiet import Repeats
 from streamserve.errors import BrokerError
 from streamserve.settings import Settings
 
@@ -31,6 +32,7 @@ __all__ = [
 
 _Client = TypeVar("_Client")
 LOG = logging.getLogger("streamserve.kafka")
+LOG.addFilter(Repeats())  # an idle worker without a broker wrote 80 lines a second
 # The fetcher stops at queued.min.messages and then sleeps this long: at the default of 1,000 ms small messages
 # are capped at 178 k/s
 FETCH_BACKOFF_MS = 10

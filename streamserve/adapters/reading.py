@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from streamserve.adapters.intake import headers_of
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.errors import BrokerError, ConfigError, TopicError
 
@@ -292,5 +293,5 @@ def _record(message: Message) -> Record:
         timestamp=stamp if kind else -1,
         key=message.key(),
         value=message.value(),
-        headers=tuple(message.headers() or ()),
+        headers=tuple(headers_of([message])[0] or ()),
     )
