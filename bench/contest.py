@@ -27,7 +27,7 @@ from measure import Cost, Progress, rss_mib, watch
 from world import NAME, VERSION, World, forget_group, fresh_topic, prepare
 
 from streamserve.adapters.onnx import OnnxSession
-from streamserve.dev import services
+from streamserve.dev import reset, services
 from streamserve.settings import Settings
 
 HERE = Path(__file__).parent
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     folder = Path(".streamserve/bench").resolve()
+    reset(folder / "services")  # what an earlier run left in the topics would be read again
     with services(folder / "services", progress=print) as found:
         settings = Settings.load().model_copy(update={"bootstrap": found.bootstrap, "redis_url": found.redis_url})
         world = prepare(folder, settings, given.repeats)
