@@ -6,6 +6,7 @@ What belongs to a stream rather than to a process (features, decision, latency t
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +123,16 @@ class Settings(BaseSettings):
         plain = (bool, int, float)
         return {key: json.dumps(one) if isinstance(one, plain) else one for key, one in found.items()}
 
+    @field_validator("start")
+    @classmethod
+    def _known_start(cls, value: str) -> str:
+        if value.strip().lower() not in ("earliest", "latest"):
+            try:
+                instant_ms(value)
+            except ValueError:
+                raise ValueError("expected earliest, latest or an ISO time such as 2026-01-31T06:00:00Z") from None
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _known_level(cls, value: object) -> object:
@@ -163,6 +174,16 @@ class Settings(BaseSettings):
             merged.update(_read_properties(self.kafka_config))
         merged.update(self.kafka)
         return merged
+
+
+def instant_ms(text: str) -> int:
+    """An ISO 8601 time as milliseconds since 1970; without a zone it is UTC.
+
+    Raises:
+        ValueError: it is none.
+    """
+    moment = dt.datetime.fromisoformat(text)
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
 def _read_properties(path: Path) -> dict[str, str]:

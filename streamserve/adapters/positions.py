@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from streamserve.adapters.kafka import broker_error
 from streamserve.errors import SettingsError
-from streamserve.settings import Settings
+from streamserve.settings import Settings, instant_ms
 
 TIMEOUT_S = 10.0
 
@@ -74,14 +73,11 @@ def _at_time(consumer: Consumer, partitions: list[TopicPartition], text: str) ->
 
 
 def start_ms(text: str) -> int:
-    """An ISO 8601 time as milliseconds since 1970; without a zone it is UTC."""
+    """The setting as milliseconds since 1970."""
     try:
-        moment = dt.datetime.fromisoformat(text)
+        return instant_ms(text)
     except ValueError:
         raise SettingsError(
             f"STREAMSERVE_START is {text!r}, expected earliest, latest or an ISO time",
             mend="e.g. STREAMSERVE_START=2026-01-31T06:00:00Z",
         ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.UTC)
-    return int(moment.timestamp() * 1000)

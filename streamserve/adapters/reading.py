@@ -6,7 +6,6 @@ here as well; what a record means is not known here.
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from streamserve.adapters.intake import headers_of
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.errors import BrokerError, ConfigError, TopicError
+from streamserve.settings import instant_ms
 
 POLL_S = 0.2  # also how long Ctrl-C may wait
 CHUNK = 1000
@@ -61,14 +61,12 @@ class Start:
         if text.startswith("-") and text[1:].isdecimal():
             return cls("last", int(text[1:]))
         try:
-            moment = dt.datetime.fromisoformat(text)
+            return cls("time", instant_ms(text))
         except ValueError:
             raise ConfigError(
                 f"{text!r} is no position, expected beginning, end, -N or an ISO time",
                 mend="e.g. --from -100, or --from 2026-01-31T06:00:00Z",
             ) from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-        return cls("time", int(moment.timestamp() * 1000))
 
 
 class TopicReader:
