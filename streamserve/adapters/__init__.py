@@ -1,0 +1,1 @@
+"""The only room that imports vendors: Kafka, Faust, Redis, ONNX Runtime, Prometheus."""

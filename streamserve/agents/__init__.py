@@ -1,0 +1,1 @@
+"""The Faust agents, and the worker that they live in."""

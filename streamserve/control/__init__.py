@@ -1,0 +1,1 @@
+"""The control log: commands and their fold into what is in force."""

@@ -1,0 +1,1 @@
+"""The demo: real flights, from data and training to served predictions."""

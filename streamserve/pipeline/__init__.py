@@ -1,0 +1,1 @@
+"""The pipeline: decode, route, enrich, score, emit, one file a step."""
