@@ -1,1 +1,1 @@
-"""Rollouts, pure: who scores what beyond stable (buckets, ramps, guardrails). Empty so far: the doors are in `records`."""
+"""Rollouts, pure: who scores what beyond stable (buckets, ramps, guardrails). Empty so far."""
