@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 
 from streamserve.features.catalogue import Atom, Catalogue
 from streamserve.features.rows import StoredRows
-from streamserve.features.timeparts import time_part
+from streamserve.features.timeparts import part_of, wall_clock
 from streamserve.records import EventBatch
-from streamserve.topology import DerivedFeature, VectorFeature, View
+from streamserve.topology import DerivedFeature, PartsFeature, VectorFeature, View
 
 Mask = NDArray[np.bool_]
 Fault = tuple[str, str]  # a stable name of the error, and a message
@@ -49,6 +50,7 @@ class BatchColumns:
         self.stored = stored
         self._catalogue = catalogue
         self._done: dict[tuple[str | int, ...], Column] = {}
+        self._clocks: dict[tuple[str, str], NDArray[np.int64]] = {}  # by path and zone
         self._codes: dict[tuple[str, tuple[str, ...]], Column] = {}
 
     def column(self, name: str, pins: Mapping[str, View] = NO_PINS) -> Column:
@@ -80,7 +82,7 @@ class BatchColumns:
             assert feature.kind == "category"  # noqa: S101
             column = self.events.columns.column(feature.path)
             text = _as_text(column)
-            index = pc.index_in(text, value_set=pa.array(vocabulary, pa.string()))
+            index = pc.index_in(text, value_set=_value_set(vocabulary))
             codes = index.fill_null(UNSEEN_CODE - FIRST_CODE).to_numpy(zero_copy_only=False) + FIRST_CODE
             codes[text.is_null().to_numpy(zero_copy_only=False)] = MISSING_CODE
             self._codes[key] = Column(codes.astype(np.int32))
@@ -100,12 +102,19 @@ class BatchColumns:
             view = pins.get(feature.view.name, feature.view)
             return Column(self.stored.view(view).values[:, view.fields.index(atom.part)])
         if feature.kind == "parts":
-            return Column(time_part(self.events.columns.column(feature.path), atom.part, feature.tz))
+            return self._time_part(feature, atom.part)
         if feature.kind == "vector":
             return self._vector(feature)
         if feature.kind == "derived":
             return self._derived(feature, pins)
         return to_column(self.events.columns.column(feature.path))
+
+    def _time_part(self, feature: PartsFeature, part: str) -> Column:
+        array = self.events.columns.column(feature.path)
+        key = (feature.path, feature.tz)
+        if key not in self._clocks:
+            self._clocks[key] = wall_clock(array, feature.tz)
+        return Column(part_of(self._clocks[key], array, part))
 
     def _vector(self, feature: VectorFeature) -> Column:
         """float32 [rows, length]; a null element is NaN, a list of another length rejects its event."""
@@ -196,6 +205,11 @@ def _is_flat(kind: pa.DataType) -> bool:
         or pa.types.is_decimal(kind)
         or pa.types.is_temporal(kind)
     )
+
+
+@lru_cache(maxsize=1024)
+def _value_set(vocabulary: tuple[str, ...]) -> pa.Array:
+    return pa.array(vocabulary, pa.string())
 
 
 def _as_text(array: pa.Array) -> pa.Array:

@@ -22,6 +22,7 @@ from streamserve.records import EventBatch, FeatureStatus, Int64s, Uint8s
 from streamserve.topology import View
 
 PREFIX = "streamserve"
+ESCAPED = r"[\\\x1f]"
 SEPARATOR = "\x1f"  # between the values of a composite key; escaped where a value holds it
 
 
@@ -90,6 +91,8 @@ def _escaped(column: pa.Array) -> pa.DictionaryArray:
     """A key column's texts, each distinct one escaped once."""
     text = column if pa.types.is_string(column.type) else column.cast(pa.string())
     coded = text.dictionary_encode()
+    if not pc.any(pc.match_substring_regex(coded.dictionary, ESCAPED)).as_py():
+        return coded
     plain = pc.replace_substring(coded.dictionary, "\\", "\\\\")
     return pa.DictionaryArray.from_arrays(coded.indices, pc.replace_substring(plain, SEPARATOR, "\\" + SEPARATOR))
 

@@ -23,15 +23,25 @@ FIRST_MS, LAST_MS = -62_135_596_800_000 + DAY_MS, 253_402_300_800_000 - DAY_MS
 PER_MS = {"s": 1000, "ms": 1}
 
 
+def wall_clock(array: pa.Array, tz: str) -> NDArray[np.int64]:
+    """A timestamp or date column as milliseconds of the zone's wall clock since 1970; 0 where null."""
+    ms = milliseconds(array)
+    if tz == "UTC" or pa.types.is_date32(array.type):  # a date has no hour that a zone could shift
+        return ms
+    return ms + offsets_ms(ms, tz)
+
+
+def part_of(wall: NDArray[np.int64], array: pa.Array, part: str) -> NDArray[np.float64]:
+    """A part of the column whose wall clock this is, float64 [rows], NaN where the column is null."""
+    values = _part(wall, part).astype(np.float64)
+    if array.null_count:
+        values[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return values
+
+
 def time_part(array: pa.Array, part: str, tz: str) -> NDArray[np.float64]:
     """A part of a timestamp or date column, float64 [rows], NaN where it is null."""
-    valid = array.is_valid().to_numpy(zero_copy_only=False)
-    ms = milliseconds(array)
-    if tz != "UTC" and not pa.types.is_date32(array.type):  # a date has no hour that a zone could shift
-        ms = ms + offsets_ms(ms, tz)
-    values = _part(ms, part).astype(np.float64)
-    values[~valid] = np.nan
-    return values
+    return part_of(wall_clock(array, tz), array, part)
 
 
 def milliseconds(array: pa.Array) -> NDArray[np.int64]:
