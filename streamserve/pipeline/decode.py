@@ -47,6 +47,7 @@ from streamserve.pipeline.columns import (
     join_parts,
     reject,
 )
+from streamserve.pipeline.framing import HEADER
 from streamserve.pipeline.json_events import JsonReader
 from streamserve.pipeline.schemas import EventSchema, Node, WriterSchemas, parse_node, shown
 from streamserve.records import EventBatch, Int64s, RawBatch, Reject
@@ -54,7 +55,6 @@ from streamserve.records import EventBatch, Int64s, RawBatch, Reject
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-HEADER = 5  # Confluent framing: a zero byte, four bytes of schema id
 SMALL = 16  # rows of a broken chunk: 50 us each on the slow path against 9 more scans of 100 us each
 
 

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyruhvro
 from numpy.typing import NDArray
 
+from streamserve.pipeline import framing
 from streamserve.records import Assignment, Bytes, EventBatch, FeatureMatrix, FeatureStatus, Reason, Scores, Variant
 
-MAGIC = b"\x00"
 PINNED_ID = 900_001  # the schema's id where no schema registry gives one; stands in schemas/index.json
 
 
@@ -116,7 +116,7 @@ def encode(
     columns = {**_identity(events, rows, about, now_ms), **_grounds(assignment, rows, about), **maps}
     names = [field["name"] for field in SCHEMA["fields"]]  # type: ignore[attr-defined]
     batch = pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
-    header = MAGIC + about.schema_id.to_bytes(4, "big")
+    header = framing.header(about.schema_id)
     bodies = [body for chunk in pyruhvro.serialize_record_batch(batch, SCHEMA_TEXT, 1) for body in chunk.to_pylist()]
     return rows, [header + body for body in bodies]
 
@@ -127,7 +127,7 @@ def decode(values: Sequence[Bytes], schema_id: int) -> pa.RecordBatch:
     Raises:
         ValueError: one of them is not.
     """
-    header = MAGIC + schema_id.to_bytes(4, "big")
+    header = framing.header(schema_id)
     if any(value is None or value[:5] != header for value in values):
         raise ValueError(f"a record is not framed with schema id {schema_id}")
     return pyruhvro.deserialize_array([value[5:] for value in values if value is not None], SCHEMA_TEXT)

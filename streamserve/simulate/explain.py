@@ -28,6 +28,7 @@ from streamserve.models.plan import FeaturePlan
 from streamserve.models.session import Session
 from streamserve.pipeline.avro import refuse_bomb, walker
 from streamserve.pipeline.enrich import build_matrix, open_columns
+from streamserve.pipeline.framing import HEADER
 from streamserve.pipeline.schemas import EventSchema, WriterSchemas, parse_node
 from streamserve.pipeline.score import Scorer
 from streamserve.records import EventBatch, FeatureMatrix, FeatureStatus, RawBatch, Scores
@@ -35,7 +36,6 @@ from streamserve.simulate.offline import Offline
 from streamserve.topology import Source, View
 
 EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
-HEADER = 5  # Confluent framing: a zero byte, four bytes of schema id
 
 
 class UnreadableError(ValueError):

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pyruhvro
 
 from streamserve.errors import ConfigError
+from streamserve.pipeline import framing
 from streamserve.pipeline.json_events import DoesNotFitError, NotJsonError, converter, parse
 from streamserve.pipeline.schemas import EventSchema
 
 BATCH = 5000
-FRAME = b"\x00"
 
 
 class RecordedEvents:
@@ -104,7 +104,7 @@ def _chunks(rows: Iterator[dict[str, object]], size: int) -> Iterator[list[dict[
 
 def to_avro(batch: pa.RecordBatch, schema: EventSchema, schema_id: int) -> list[bytes]:
     """Each row in the Confluent wire format."""
-    frame = FRAME + schema_id.to_bytes(4, "big")
+    frame = framing.header(schema_id)
     parts = pyruhvro.serialize_record_batch(batch, schema.text, 1)
     return [frame + body for part in parts for body in part.to_pylist()]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import fastavro
 
+from streamserve.pipeline import framing
 from streamserve.pipeline.emit import HEADER
 from streamserve.pipeline.prediction import SCHEMA
 from streamserve.records import Headers
 
-FRAME = 5  # Confluent framing: a zero byte, four bytes of schema id
 _PARSED = fastavro.parse_schema(SCHEMA)
 
 
@@ -93,7 +93,7 @@ class Result:
 
 def read_prediction(value: bytes | None) -> dict[str, Any]:
     """A framed prediction, as a consumer with the published schema reads it."""
-    body = io.BytesIO((value or b"")[FRAME:])
+    body = io.BytesIO((value or b"")[framing.HEADER :])
     found = fastavro.schemaless_reader(body, _PARSED, None)
     if not isinstance(found, dict) or body.read(1):
         raise AssertionError("a prediction is not a record of the published schema")
