@@ -15,12 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 Bytes = bytes | None
-Headers = Sequence[tuple[str, bytes | None]] | None
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
 Uint8s = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 TopicPartition = tuple[str, int]
+
+
+def binary(values: Sequence[Bytes]) -> pa.BinaryArray:
+    """Byte strings as a column."""
+    return pa.array(values, pa.binary())
 
 
 class TimestampType(enum.IntEnum):
@@ -73,6 +77,9 @@ class RawBatch:
     a row of partition p counts only if it is at least the epoch at which p was last taken up, so that what was
     read before a rewind is dropped for that partition and kept for its neighbours.
     `first_ns`/`ready_ns` are monotonic nanoseconds: first row received, batch handed over.
+
+    keys, values, headers: Arrow binary columns, null where the record has none (a null value is a tombstone). Headers
+        in the form of `streamserve.headers`; None: no record of the batch has any.
     """
 
     topic: str
@@ -80,9 +87,9 @@ class RawBatch:
     offsets: Int64s
     timestamps: Int64s  # milliseconds since 1970; -1: none
     timestamp_types: Uint8s  # TimestampType
-    keys: Sequence[Bytes]
-    values: Sequence[Bytes]  # None: a tombstone
-    headers: Sequence[Headers]
+    keys: pa.BinaryArray
+    values: pa.BinaryArray
+    headers: pa.BinaryArray | None = None
     intake_epoch: int = 0
     first_ns: int = 0
     ready_ns: int = 0
@@ -228,10 +235,21 @@ class Outgoing:
 
     topic: str
     rows: Int64s
-    keys: Sequence[Bytes]
-    values: Sequence[Bytes]
-    headers: Sequence[Headers]
-    timestamps: Int64s  # milliseconds; 0: the broker's or client's present
+    keys: pa.BinaryArray
+    values: pa.BinaryArray
+    headers: pa.BinaryArray | None  # as in RawBatch
+    timestamps: Int64s  # milliseconds; 0: the client's present
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Int64s) -> Outgoing:
+        """Some of the records, by their place."""
+        at = pa.array(places)
+        headers = None if self.headers is None else self.headers.take(at)
+        return Outgoing(
+            self.topic, self.rows[places], self.keys.take(at), self.values.take(at), headers, self.timestamps[places]
+        )
 
 
 @dataclass(frozen=True, slots=True)

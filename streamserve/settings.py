@@ -10,7 +10,7 @@ import datetime as dt
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -20,6 +20,7 @@ from streamserve.errors import SettingsError
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 ClientConfig = Annotated[dict[str, str], NoDecode]
 RedisConfig = Annotated[dict[str, bool | int | float | str], NoDecode]
+Provider = Literal["cpu", "cuda", "tensorrt"]
 
 
 class Settings(BaseSettings):
@@ -83,6 +84,12 @@ class Settings(BaseSettings):
         le=100_000,
         description="Rows of a micro-batch at most. Cost a row is flat from 512 rows on (ONNX Runtime).",
     )
+    batch_bytes: int = Field(
+        default=16 << 20,
+        ge=1024,
+        le=1 << 30,
+        description="Bytes of keys and values of a micro-batch, at about which it is closed: bounds memory.",
+    )
     batches_in_flight: int = Field(
         default=3,
         ge=1,
@@ -110,6 +117,28 @@ class Settings(BaseSettings):
         default=8.0,
         gt=0,
         description="Seconds to reach Kafka and Redis at start before giving up with advice.",
+    )
+    native: bool = Field(
+        default=True,
+        description="Use the compiled path to the Kafka client where it was built; off: messages one by one.",
+    )
+    provider: Provider = Field(
+        default="cpu",
+        description="What ONNX Runtime runs models on: cpu, cuda or tensorrt. Asked and absent is an error, never "
+        "a silent fall to the processor.",
+    )
+    device_id: int = Field(default=0, ge=0, description="Which GPU, by CUDA's number; cpu has none.")
+    model_cache: bool = Field(
+        default=False,
+        description="Keep models as ONNX Runtime optimised them under the home folder. Off: hashing the model costs "
+        "what most models gain; on is for graphs of hundreds of nodes (23 ms to load against 10).",
+    )
+    core_hour_price: float = Field(
+        default=0.04,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of one CPU core for one hour, in any currency: that of the cost metric. The default is "
+        "about what clouds ask for one on demand.",
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from conftest import ROOT, Project, Worker, wait_until
 from onnx import TensorProto, helper, numpy_helper
 
+from streamserve.adapters.messages import headers_of
 from streamserve.demo import data, views
 
 TIMEOUT_S = 20.0
@@ -121,7 +122,9 @@ class Broker:
             assert messages, f"{topic}: {len(found)} of {left} records came"
             for m in messages:
                 assert m.error() is None, m.error()
-                found.append(Record(m.key(), m.value(), m.headers(), m.timestamp()[1], m.partition(), m.offset()))
+                found.append(
+                    Record(m.key(), m.value(), headers_of([m])[0], m.timestamp()[1], m.partition(), m.offset())
+                )
         consumer.close()
         return found
 

@@ -78,7 +78,7 @@ class Clients:
         return None
 
     def member(self, group):
-        return self.consumer
+        return self.consumer, None
 
 
 class Sent:
@@ -96,7 +96,9 @@ class Sent:
 def intake(consumer: Told) -> tuple[Intake, list[RawBatch], list[BaseException]]:
     batches, failures = [], []
     source = Source(topic=TOPIC, schema="reading.avsc", format="json", id="id")
-    return Intake(Clients(consumer), source, "g", Sent(), batches.append, failures.append), batches, failures
+    made = Intake(Clients(consumer), source, "g", Sent(), batches.append, failures.append)
+    made._reader = made._open_reader(consumer, None)
+    return made, batches, failures
 
 
 def take_up(made: Intake) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from streamserve.pipeline.decode import AvroGroup, EventDecoder
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import EventBatch, RawBatch
+from streamserve.records import EventBatch, RawBatch, binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +66,7 @@ def raw_batch(values: Sequence[bytes | None], stamp: int = 5_000) -> RawBatch:
     n = len(values)
     zeros, stamps = np.zeros(n, np.int32), np.arange(stamp, stamp + n)
     kinds = np.zeros(n, np.uint8)
-    return RawBatch("flights", zeros, np.arange(n), stamps, kinds, [None] * n, values, [None] * n)
+    return RawBatch("flights", zeros, np.arange(n), stamps, kinds, binary([None] * n), binary(values))
 
 
 class Writers:

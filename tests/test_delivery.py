@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Boundary, Ledger
-from streamserve.records import Outgoing, OutputBatch, RawBatch
+from streamserve.headers import header_column, unpack
+from streamserve.records import Outgoing, OutputBatch, RawBatch, binary
 
 pure = settings(deadline=None, derandomize=True, max_examples=150)
 PLACES = [("a", 0), ("a", 1), ("b", 0)]
@@ -116,12 +117,12 @@ def batch(topic, partitions, epoch, outgoing):
     count = len(partitions)
     raw = RawBatch(
         topic, np.array(partitions, np.int32), np.arange(count), np.zeros(count, np.int64), np.zeros(count, np.uint8),
-        [None] * count, [None] * count, [None] * count, epoch,
+        binary([None] * count), binary([None] * count), None, epoch,
     )  # fmt: skip
     made = tuple(
         Outgoing(
-            f"out{i}", np.array(rows, np.int64), [b"k%d" % r for r in rows], [b"v%d" % r for r in rows],
-            [[("h", b"%d" % r)] for r in rows], np.array(rows, np.int64) * 7,
+            f"out{i}", np.array(rows, np.int64), binary([b"k%d" % r for r in rows]), binary([b"v%d" % r for r in rows]),
+            header_column([[("h", b"%d" % r)] for r in rows]), np.array(rows, np.int64) * 7,
         )
         for i, rows in enumerate(outgoing)
     )  # fmt: skip
@@ -178,9 +179,10 @@ class GateMachine(RuleBasedStateMachine):
         for before, after in zip(made.outgoing, passed.outgoing, strict=True):
             kept = [row for row in before.rows.tolist() if partitions[row] not in shut]
             assert after.rows.tolist() == kept
-            assert list(after.keys) == [b"k%d" % row for row in kept]
-            assert list(after.values) == [b"v%d" % row for row in kept]
-            assert list(after.headers) == [[("h", b"%d" % row)] for row in kept]
+            assert after.keys.to_pylist() == [b"k%d" % row for row in kept]
+            assert after.values.to_pylist() == [b"v%d" % row for row in kept]
+            packed = [] if after.headers is None else after.headers.to_pylist()
+            assert [unpack(one) for one in packed] == [[("h", b"%d" % row)] for row in kept]
             assert after.timestamps.tolist() == [7 * row for row in kept]
 
     @invariant()

@@ -18,6 +18,7 @@ from test_features import EVENT_SCHEMA, make
 from streamserve.errors import SignatureError
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.rows import pack, row_key
+from streamserve.headers import header_column, unpack
 from streamserve.models.manifest import FileRef, Input, Manifest, Tensor
 from streamserve.models.plan import FeaturePlan
 from streamserve.pipeline.decode import EventDecoder
@@ -25,7 +26,7 @@ from streamserve.pipeline.emit import HOUR_MS, TimestampLimits
 from streamserve.pipeline.pipeline import LoadedVersion, Pipeline, covers
 from streamserve.pipeline.prediction import PINNED_ID
 from streamserve.pipeline.score import Scorer
-from streamserve.records import ControlView, Cutover, FeatureMatrix, RawBatch, RoutingEpoch
+from streamserve.records import ControlView, Cutover, FeatureMatrix, RawBatch, RoutingEpoch, binary
 from streamserve.simulate.offline import MemoryStore
 from streamserve.testing import StubModel
 from streamserve.topology import View, argmax, derived, field, output, stored, threshold
@@ -98,8 +99,8 @@ def raw(values, partitions=None, stamps=None, headers=None, first=0):
     return RawBatch(
         topic="events", partitions=where, offsets=offsets,
         timestamps=np.array(stamps if stamps is not None else [NOW] * count, np.int64),
-        timestamp_types=np.ones(count, np.uint8), keys=keys,
-        values=values, headers=headers or [None] * count,
+        timestamp_types=np.ones(count, np.uint8), keys=binary(keys),
+        values=binary(values), headers=header_column(headers or []),
     )  # fmt: skip
 
 
@@ -128,6 +129,10 @@ def read(value):
     return found
 
 
+def headers_at(out, place):
+    return unpack(out.headers[place].as_py()) or None if out.headers is not None else None
+
+
 def by_row(batch):
     """Topic, key, value, headers and timestamp of the one record that each row caused."""
     found = {}
@@ -135,7 +140,13 @@ def by_row(batch):
         assert out.rows.tolist() == sorted(out.rows.tolist()), "the order of the batch is kept"
         for i, row in enumerate(out.rows.tolist()):
             assert row not in found
-            found[row] = (out.topic, out.keys[i], out.values[i], out.headers[i], int(out.timestamps[i]))
+            found[row] = (
+                out.topic,
+                out.keys[i].as_py(),
+                out.values[i].as_py(),
+                headers_at(out, i),
+                int(out.timestamps[i]),
+            )
     return found
 
 
@@ -150,7 +161,8 @@ def cut(batch, at):
     def part(rows):
         return RawBatch(
             batch.topic, batch.partitions[rows], batch.offsets[rows], batch.timestamps[rows],
-            batch.timestamp_types[rows], batch.keys[rows], batch.values[rows], batch.headers[rows],
+            batch.timestamp_types[rows], batch.keys[rows], batch.values[rows],
+            None if batch.headers is None else batch.headers[rows],
         )  # fmt: skip
 
     return part(slice(0, at)), part(slice(at, None))
@@ -226,16 +238,16 @@ def test_a_dead_letter_carries_the_event_untouched_and_its_grounds():
     assert (dead.keys, dead.values) == (batch.keys, batch.values)
     assert dead.timestamps.tolist() == [0] * 4, "the present, so that retention counts from now"
     for row, sent in enumerate(headers):
-        own = sent or []
-        assert dead.headers[row][: len(own)] == own
-        added = dict(dead.headers[row][len(own) :])
+        own, all_of_them = sent or [], headers_at(dead, row)
+        assert all_of_them[: len(own)] == own
+        added = dict(all_of_them[len(own) :])
         assert all(isinstance(text, bytes) for text in added.values())
         assert added["streamserve.stage"] == (b"score" if row == 1 else b"decode")
         assert added["streamserve.source.topic"] == b"events"
         assert added["streamserve.source.offset"] == str(40 + row).encode()
         assert added["streamserve.source.timestamp"] == str(batch.timestamps[row]).encode()
         assert added["streamserve.release"] == b"9.9"
-    assert dict(dead.headers[1])["streamserve.message"] == rb"can't do [13.0] \ud800"
+    assert dict(headers_at(dead, 1))["streamserve.message"] == rb"can't do [13.0] \ud800"
     assert [reject.error for reject in done.rejects] == ["NotJson", "Tombstone", "DoesNotFit", "RuntimeError"]
 
 

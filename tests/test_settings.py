@@ -39,6 +39,8 @@ VALUES = {
     "web_port": ("0", 0), "start": ("latest", "latest"), "batch_rows": ("7", 7), "batches_in_flight": ("2", 2),
     "commit_interval": ("0.5", 0.5), "store_timeout": ("0.1", 0.1), "drain_timeout": ("3", 3.0),
     "start_timeout": ("4", 4.0), "log_level": ("debug", "DEBUG"),
+    "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
+    "core_hour_price": ("0.1", 0.1),
 }  # fmt: skip
 
 
@@ -82,6 +84,9 @@ def test_a_variable_goes_before_the_file_and_others_are_left_alone(monkeypatch, 
         ("kafka", '{"a": null}'),
         ("kafka", '{"sasl.password": {"nested": 1}}'),
         ("redis", "5"),
+        ("provider", "gpu"),
+        ("device_id", "-1"),
+        ("core_hour_price", "inf"),
     ],
 )
 def test_what_does_not_fit_is_named_by_its_variable(monkeypatch, name, value):

@@ -1,7 +1,8 @@
 """At-least-once output over one idempotent producer: sent in order, confirmed by a flush at each barrier.
 
-No Python callback a message: with `delivery.report.only.error` the producer calls back for failures alone, and a
-flush that ends with an empty queue and no failure means that the broker has everything.
+No Python callback a message. The compiled path counts what the broker confirms, record by record. Without it, with
+`delivery.report.only.error`, the producer calls back for failures alone, and a flush that ends with an empty queue and
+no failure means that the broker has everything.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from confluent_kafka import KafkaError, KafkaException, Message
+import numpy as np
+import pyarrow.compute as pc
+from confluent_kafka import KafkaError, KafkaException
 
+from streamserve.adapters.client_io import RecordWriter
 from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.messages import MessageWriter
+from streamserve.adapters.packed import PackedWriter
 from streamserve.errors import BrokerError
 from streamserve.pipeline import emit
 from streamserve.records import Outgoing, OutputBatch, RawBatch, Reject, Stage
@@ -37,14 +43,14 @@ class AtLeastOnceEmitter:
     """
 
     def __init__(self, clients: Clients, dead_letters: str, release: str, limits: Mapping[str, int]) -> None:
-        self._failed: tuple[KafkaError, str] | None = None
         self._closing = False
         self._limits = limits
         self._where = clients.bootstrap
         self._dead_letters, self._release = dead_letters, release
         self._lock = threading.Lock()
         self.too_large = 0
-        self._producer = clients.producer(
+        messages = MessageWriter()
+        self._producer, handle = clients.batch_producer(
             delivery_report_only_error=True,
             queue_buffering_max_messages=QUEUE_MESSAGES,
             queue_buffering_max_kbytes=QUEUE_KBYTES,
@@ -52,39 +58,34 @@ class AtLeastOnceEmitter:
             batch_size=min(BATCH_BYTES, *limits.values()),
             topic_metadata_refresh_interval_ms=METADATA_MS,
             compression_type="lz4",
-            on_delivery=self._on_failure,
+            on_delivery=messages.on_delivery,
         )
-
-    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
-        if self._failed is None and error is not None:
-            self._failed = error, message.topic()
+        messages.producer = self._producer
+        self._writer: RecordWriter = messages if handle is None else PackedWriter(handle)
 
     def send(self, batch: OutputBatch) -> None:
         with self._lock:
             for out in batch.outgoing:
-                refused = self._send(out)
+                refused = self._oversized(out)
+                fitting = out.take(np.setdiff1d(np.arange(len(out)), refused)) if refused else out
+                self._write(fitting)
                 if refused:
                     self.too_large += len(refused)
-                    self._send(_too_large(batch.raw, out, refused, self._dead_letters, self._release))
+                    self._write(_too_large(batch.raw, out, refused, self._dead_letters, self._release))
             self._producer.poll(0)
             self._raise_failure()
 
-    def _send(self, out: Outgoing) -> list[int]:
-        """Produce every record; returns the places of those that are too large for their topic."""
-        refused = self._oversized(out)
-        produce = self._producer.produce
-        rows = zip(out.keys, out.values, out.headers, out.timestamps.tolist(), strict=True)
-        for place, (key, value, headers, timestamp) in enumerate(rows):
-            while place not in refused:
-                try:
-                    produce(out.topic, value, key, headers=headers, timestamp=timestamp)
-                    break
-                except BufferError:
-                    self._producer.poll(QUEUE_WAIT_S)
-                    self._raise_failure()
-                except KafkaException as error:
-                    raise broker_error(error.args[0], f"{self._where} topic {out.topic}") from None
-        return refused
+    def _write(self, out: Outgoing) -> None:
+        """Produce every record; waits while the client's queue is full."""
+        place = 0
+        while place < len(out):
+            place, error = self._writer.write(out, place)
+            if error is None:
+                return
+            if error.code() != KafkaError._QUEUE_FULL:  # noqa: SLF001
+                raise broker_error(error, f"{self._where} topic {out.topic}")
+            self._producer.poll(QUEUE_WAIT_S)
+            self._raise_failure()
 
     def _oversized(self, out: Outgoing) -> list[int]:
         """The places of records that their topic can't hold. One such would fail its whole produce batch.
@@ -93,17 +94,15 @@ class AtLeastOnceEmitter:
             BrokerError: a dead letter is among them; it has nowhere else to go.
         """
         limit = self._limits[out.topic]
-        longest = (max(map(len, filter(None, column)), default=0) for column in (out.keys, out.values))
-        if not any(out.headers) and sum(longest) + RECORD_OVERHEAD <= limit:
-            return []
-        sizes = [
-            len(key or b"") + len(value or b"") + (_header_bytes(headers) if headers else 0)
-            for key, value, headers in zip(out.keys, out.values, out.headers, strict=True)
-        ]
-        refused = [place for place, size in enumerate(sizes) if size + RECORD_OVERHEAD > limit]
+        sizes = np.full(len(out), RECORD_OVERHEAD, np.int64)
+        for column in (out.keys, out.values, out.headers):  # packed headers are as long as the broker counts, or longer
+            if column is not None:
+                sizes += pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        refused: list[int] = np.flatnonzero(sizes > limit).tolist()
         if refused and out.topic == self._dead_letters:
             raise BrokerError(
-                f"a dead letter of {sizes[refused[0]]} bytes does not fit its topic: max.message.bytes is {limit}",
+                f"a dead letter of {sizes[refused[0]] - RECORD_OVERHEAD} bytes does not fit its topic: "
+                f"max.message.bytes is {limit}",
                 where=f"{self._where} topic {out.topic}",
                 mend="raise max.message.bytes of that topic, and start the worker again",
             )
@@ -118,6 +117,7 @@ class AtLeastOnceEmitter:
                 self._raise_failure()
                 left = self._flush(FLUSH_SLICE_S)
             self._raise_failure()
+            left = left or self._writer.unconfirmed()
         if left:
             raise BrokerError(
                 f"{left} records were not acknowledged in {seconds:.0f} s",
@@ -141,10 +141,12 @@ class AtLeastOnceEmitter:
         self._closing = True
         with self._lock:
             self._producer.flush(FLUSH_SLICE_S)
+            self._writer.close()
 
     def _raise_failure(self) -> None:
-        if self._failed is not None:
-            error, topic = self._failed
+        failed = self._writer.failure()
+        if failed is not None:
+            error, topic = failed
             raise broker_error(error, f"{self._where} topic {topic}")
         if self._closing:
             raise BrokerError(
@@ -152,10 +154,6 @@ class AtLeastOnceEmitter:
                 where=self._where,
                 mend="check the broker; the worker starts again from what is committed",
             )
-
-
-def _header_bytes(headers: Sequence[tuple[str, bytes | None]]) -> int:
-    return sum(16 + len(name.encode()) + len(value or b"") for name, value in headers)
 
 
 def _too_large(raw: RawBatch, out: Outgoing, places: Sequence[int], topic: str, release: str) -> Outgoing:

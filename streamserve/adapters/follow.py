@@ -8,8 +8,8 @@ from itertools import groupby
 
 from confluent_kafka import Message, TopicPartition
 
-from streamserve.adapters.intake import to_batch
 from streamserve.adapters.kafka import Clients, broker_error, needless
+from streamserve.adapters.messages import to_batch
 from streamserve.records import RawBatch
 
 TIMEOUT_S = 10.0

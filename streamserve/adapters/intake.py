@@ -9,19 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from itertools import groupby
 
-import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from streamserve.adapters.client_io import BatchReader, Fill
 from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.messages import MessageReader
+from streamserve.adapters.native import Handle
+from streamserve.adapters.packed import PackedReader
 from streamserve.adapters.positions import starting_positions
 from streamserve.delivery.emitter import BoundaryHook, Emitter
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Boundary, Ledger
-from streamserve.errors import BrokerError, StreamserveError
+from streamserve.errors import StreamserveError
 from streamserve.records import OutputBatch, RawBatch
 from streamserve.topology import Source
 
@@ -30,9 +32,6 @@ POLL_S = 0.1
 ROOM_S = 0.05  # how long one wait for room takes before the group's calls are answered again
 RETRY_S = 0.2  # until the next try of the last commit, where the coordinator moves or starts
 LAST_FLUSH_S = 1.0  # what the last barrier gets at least
-UNREADABLE_HEADERS: list[tuple[str, bytes | None]] = [
-    ("streamserve.headers", b"left out: a name among them is not UTF-8")
-]
 GATHER_S = 0.003  # after the first record of a batch: how long to wait for more; adds to latency, saves batches
 
 
@@ -71,6 +70,7 @@ class Intake:
         self._stopping = threading.Event()
         self._next_commit = 0.0
         self._admin = clients.admin()
+        self._reader: BatchReader
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
         self.hooks: list[BoundaryHook] = []
         self.commits = 0
@@ -126,7 +126,8 @@ class Intake:
     def _main(self) -> None:
         consumer: Consumer | None = None
         try:
-            consumer = self._clients.member(self._group)
+            consumer, handle = self._clients.member(self._group)
+            self._reader = self._open_reader(consumer, handle)
             consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
@@ -137,38 +138,30 @@ class Intake:
             self._on_failure(error)
         finally:
             if consumer is not None:
+                self._reader.close()
                 consumer.close()
+
+    def _open_reader(self, consumer: Consumer, handle: Handle | None) -> BatchReader:
+        where = self._clients.bootstrap
+        if handle is None:
+            return MessageReader(consumer, self._current_epoch, where)
+        return PackedReader(consumer, handle, self._topic, self._current_epoch, self._settings.batch_rows, where)
+
+    def _current_epoch(self) -> int:
+        return self._gate.epoch
 
     def _turn(self, consumer: Consumer) -> None:
         if time.monotonic() >= self._next_commit:
             self._commit(consumer)
         if not self._wait_for_room():
             return
-        first = consumer.poll(POLL_S)
-        if first is None:
-            return
-        started = time.monotonic_ns()
-        for epoch, messages in self._gather(consumer, first):
-            for topic, group in groupby(self._readable(messages), key=Message.topic):
-                self._hand_over(to_batch(topic, list(group), epoch, started))
+        for batch in self._reader.read(self._fill()):
+            self._hand_over(batch)
 
-    def _gather(self, consumer: Consumer, first: Message) -> list[tuple[int, list[Message]]]:
-        """Messages by the intake epoch in which they were read: each call may take partitions up anew."""
-        limit = self._settings.batch_rows - 1
-        reads = [(self._gate.epoch, [first])]
-        count = 1 + self._read(consumer, limit, 0, reads)
-        if count <= limit and self._in_flight:
-            # others are being worked on: a short wait fills this batch at no cost to it
-            self._read(consumer, limit + 1 - count, GATHER_S, reads)
-        return reads
-
-    def _read(self, consumer: Consumer, limit: int, wait: float, reads: list[tuple[int, list[Message]]]) -> int:
-        found: list[Message] = consumer.consume(limit, wait)
-        if reads[-1][0] == self._gate.epoch:
-            reads[-1][1].extend(found)
-        else:
-            reads.append((self._gate.epoch, found))
-        return len(found)
+    def _fill(self) -> Fill:
+        rows = self._settings.batch_rows
+        # While others are being worked on, a short wait fills this batch at no cost to it
+        return Fill(POLL_S, rows if self._in_flight else 1, GATHER_S, rows, self._settings.batch_bytes)
 
     def _hand_over(self, batch: RawBatch) -> None:
         with self._state:
@@ -178,25 +171,6 @@ class Intake:
     def _wait_for_room(self) -> bool:
         with self._state:
             return self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
-
-    def _readable(self, messages: Sequence[Message]) -> list[Message]:
-        good = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                good.append(message)
-            elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
-                raise BrokerError(
-                    f"the committed offset of {message.topic()}-{message.partition()} is out of range: {error.str()}",
-                    where=self._clients.bootstrap,
-                    mend="records were deleted before they were scored, or the topic was made anew; decide where to "
-                    "go on with `kafka-consumer-groups --reset-offsets`",
-                )
-            elif error.fatal() or not (error.retriable() or error.code() < 0):
-                raise broker_error(error, f"{self._clients.bootstrap} topic {message.topic()}")
-            else:
-                LOG.warning("%s", error.str())
-        return good
 
     # ---- commits: the barrier, then the offsets, in this thread
 
@@ -285,6 +259,7 @@ class Intake:
         placed = starting_positions(consumer, partitions, self._settings, self._count)
         with self._state:
             epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)
+        self._reader.take(placed)
         consumer.incremental_assign(placed)
         LOG.info("took up partitions %s (intake epoch %d)", [tp.partition for tp in placed], epoch)
 
@@ -329,45 +304,3 @@ _COORDINATOR_AWAY = frozenset(
         KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
     )
 )
-
-
-def to_batch(topic: str, messages: Sequence[Message], epoch: int, started_ns: int) -> RawBatch:
-    """Client messages as arrays. Seven accessor calls an event, 0.12 us each: see ARCHITECTURE.md."""
-    stamps = [m.timestamp() for m in messages]
-    count = len(messages)
-    return RawBatch(
-        topic=topic,
-        partitions=_ints((m.partition() for m in messages), np.int32, count),
-        offsets=_ints((m.offset() for m in messages), np.int64, count),
-        timestamps=_ints((stamp if kind else -1 for kind, stamp in stamps), np.int64, count),
-        timestamp_types=_ints((kind for kind, _ in stamps), np.uint8, count),
-        keys=[m.key() for m in messages],
-        values=[m.value() for m in messages],
-        headers=headers_of(messages),
-        intake_epoch=epoch,
-        first_ns=started_ns,
-        ready_ns=time.monotonic_ns(),
-    )
-
-
-def headers_of(messages: Sequence[Message]) -> list[list[tuple[str, bytes | None]] | None]:
-    """The client can't read a header whose name is not UTF-8: such an event goes on without its headers.
-
-    Its accessor returns a broken list with the error set. Called from Python's bytecode, that goes unnoticed and ends
-    the process some calls later; `map` looks at every result.
-    """
-    found: list[list[tuple[str, bytes | None]] | None] = []
-    reads = map(Message.headers, messages)
-    while len(found) < len(messages):
-        try:
-            for headers in reads:
-                found.append(headers)  # noqa: PERF402  (what came before an error is kept)
-        except (SystemError, UnicodeDecodeError):
-            bad = messages[len(found)]
-            LOG.warning("%s-%d-%d: its headers can't be read", bad.topic(), bad.partition(), bad.offset())
-            found.append(UNREADABLE_HEADERS)
-    return found
-
-
-def _ints(values: Iterable[int], kind: type[np.generic], count: int) -> np.ndarray[tuple[int], np.dtype]:
-    return np.fromiter(values, kind, count)

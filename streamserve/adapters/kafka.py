@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from streamserve.adapters.native import Handle, make_client
 from streamserve.adapters.quiet import Repeats
 from streamserve.errors import BrokerError
 from streamserve.settings import Settings
@@ -113,30 +114,52 @@ class Clients:
 
     def consumer(self, group: str, **more: object) -> Consumer:
         """A consumer that never commits by itself and never picks a starting position by itself."""
-        config = self.config(
-            group_id=group,
-            enable_auto_commit=False,
-            auto_offset_reset="error",
-            fetch_queue_backoff_ms=FETCH_BACKOFF_MS,
-            **more,
-        )
-        return self._open(lambda: Consumer(_fit_protocol(config), logger=LOG))
+        return self._open(lambda: Consumer(self._reading(group, **more), logger=LOG))
 
-    def member(self, group: str) -> Consumer:
-        """A member of a worker group, classic cooperative or KIP-848 (group.protocol=consumer)."""
-        return self.consumer(
+    def _reading(self, group: str, **more: object) -> dict[str, Any]:
+        return _fit_protocol(
+            self.config(
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="error",
+                fetch_queue_backoff_ms=FETCH_BACKOFF_MS,
+                **more,
+            )
+        )
+
+    def member(self, group: str) -> tuple[Consumer, Handle | None]:
+        """A member of a worker group, classic cooperative or KIP-848 (group.protocol=consumer).
+
+        Returns:
+            the consumer, and its handle for the compiled path; None: events come as messages.
+        """
+        config = self._reading(
             group,
             partition_assignment_strategy="cooperative-sticky",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=SESSION_TIMEOUT_MS // 4,
         )
+        return self._open_with_handle(lambda config: Consumer(config, logger=LOG), config)
 
     def producer(self, **more: object) -> Producer:
         """An idempotent producer that partitions as the Java client does."""
-        config = _without_group(
+        return self._open(lambda: Producer(self._writing(**more), logger=LOG))
+
+    def _writing(self, **more: object) -> dict[str, Any]:
+        return _without_group(
             self.config(**{"enable_idempotence": True, "partitioner": "murmur2_random", "linger_ms": 5, **more})
         )
-        return self._open(lambda: Producer(config, logger=LOG))
+
+    def batch_producer(self, **more: object) -> tuple[Producer, Handle | None]:
+        """The same, with its handle for the compiled path; None: records go as messages."""
+        return self._open_with_handle(lambda config: Producer(config, logger=LOG), self._writing(**more))
+
+    def _open_with_handle(
+        self, make: Callable[[dict[str, Any]], _Client], config: dict[str, Any]
+    ) -> tuple[_Client, Handle | None]:
+        if not self.settings.native:
+            return self._open(lambda: make(config)), None
+        return self._open(lambda: make_client(make, config))
 
     def admin(self) -> AdminClient:
         return self._open(lambda: AdminClient(_without_group(self.config()), logger=LOG))

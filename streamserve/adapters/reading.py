@@ -13,8 +13,8 @@ from typing import Literal, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streamserve.adapters.intake import headers_of
 from streamserve.adapters.kafka import Clients, broker_error, needless
+from streamserve.adapters.messages import headers_of
 from streamserve.errors import BrokerError, ConfigError, TopicError
 from streamserve.settings import instant_ms
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from streamserve.records import Outgoing, OutputBatch, RawBatch, TopicPartition
+from streamserve.records import OutputBatch, RawBatch, TopicPartition
 
 
 class Gate:
@@ -47,18 +47,8 @@ class Gate:
             return batch
         return replace(
             batch,
-            outgoing=tuple(_only(out, ~np.isin(raw.partitions[out.rows], shut)) for out in batch.outgoing),
+            outgoing=tuple(
+                out.take(np.flatnonzero(~np.isin(raw.partitions[out.rows], shut))) for out in batch.outgoing
+            ),
             covers={key: span for key, span in batch.covers.items() if key[1] not in shut},
         )
-
-
-def _only(out: Outgoing, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Outgoing:
-    at: list[int] = np.flatnonzero(keep).tolist()
-    return Outgoing(
-        topic=out.topic,
-        rows=out.rows[at],
-        keys=[out.keys[i] for i in at],
-        values=[out.values[i] for i in at],
-        headers=[out.headers[i] for i in at],
-        timestamps=out.timestamps[at],
-    )

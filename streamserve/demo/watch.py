@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from streamserve.adapters.follow import Follower
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.schema_ids import SchemaIds
+from streamserve.headers import unpack
 from streamserve.pipeline.emit import HEADER
 from streamserve.pipeline.prediction import SCHEMA_TEXT, decode
 from streamserve.records import RawBatch
@@ -87,7 +88,8 @@ class Watch:
     def _take(self, batch: RawBatch) -> None:
         totals = self.totals
         if batch.topic == self._dead_letters:
-            stamps = [int(dict(headers or ())[STAMP] or b"0") for headers in batch.headers]
+            letters = [] if batch.headers is None else batch.headers.to_pylist()
+            stamps = [int(dict(unpack(packed))[STAMP] or b"0") for packed in letters]
             totals.dead_letters += sum(stamp >= self._since_ms for stamp in stamps)
             return
         arrived = time.time() * 1000

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamserve.models.manifest import Tensor
+from streamserve.settings import Provider, Settings
 
 Array = NDArray[np.generic]
 
@@ -29,5 +31,34 @@ class Loader(Protocol):
 
         Raises:
             SignatureError: it is no model, or has inputs that no feature can fill.
+            SettingsError: this machine has not what models are to run on.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What a session runs on, and what it may keep on disk.
+
+    device_id: of the GPU; without meaning for the processor.
+    optimised: folder of optimised models; None: none is kept.
+    engines: folder of the engines that TensorRT builds, which takes it minutes; None: they are built at every start.
+    """
+
+    provider: Provider = "cpu"
+    device_id: int = 0
+    optimised: Path | None = None
+    engines: Path | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        kept = settings.home / "onnx"
+        return cls(
+            provider=settings.provider,
+            device_id=settings.device_id,
+            optimised=kept / "optimised" if settings.model_cache else None,
+            engines=kept / "engines",
+        )
+
+
+ON_CPU = SessionSettings()

@@ -17,6 +17,7 @@ import fastavro
 from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException
 
+from streamserve.pipeline.framing import HEADER_FIELDS
 from streamserve.pipeline.schemas import MAX_NESTING, Field, Node, emit, in_words, live_aliases, shown
 
 MAX_VOIDS = 1_000  # items without bytes (array<null>) in one event: ten bytes can claim 2**62 of them
@@ -24,10 +25,6 @@ LONG_BYTES = 10
 MAX_TYPES = 50_000  # of a schema with each use of a named type counted
 MAX_WIRE_TYPES = 2_000  # named types are written out at each use for pyruhvro: may double at every level
 MAX_UNION = 100  # pyruhvro counts branches in an i8
-
-# The header is read as two more fields of the event, the id as the bits of a float: so no Python runs for an
-# event, where stripping and comparing the headers cost 0.2 us each, as much as half of the decoding.
-WIRE_HEADER = ({"name": "magic", "type": "boolean"}, {"name": "id", "type": "float"})
 
 
 class UndecodableError(ValueError):
@@ -370,4 +367,4 @@ def wire_schema(root: Node) -> str:
     event = one(root, ())
     for i, f in enumerate(event["fields"]):
         f["name"] = f"f{i}"
-    return json.dumps({**event, "fields": [*WIRE_HEADER, *event["fields"]]})
+    return json.dumps({**event, "fields": [*HEADER_FIELDS, *event["fields"]]})

@@ -22,7 +22,6 @@ import pyruhvro
 
 from streamserve.errors import SchemaError
 from streamserve.pipeline.avro import (
-    WIRE_HEADER,
     IncompatibleError,
     NotFastError,
     SlowReader,
@@ -47,7 +46,7 @@ from streamserve.pipeline.columns import (
     join_parts,
     reject,
 )
-from streamserve.pipeline.framing import HEADER
+from streamserve.pipeline.framing import HEADER, HEADER_FIELDS
 from streamserve.pipeline.json_events import JsonReader
 from streamserve.pipeline.schemas import EventSchema, Node, WriterSchemas, parse_node, shown
 from streamserve.records import EventBatch, Int64s, RawBatch, Reject
@@ -146,7 +145,7 @@ class FastReader:
 
     def _sources(self, batch: pa.RecordBatch) -> list[pa.Array | None]:
         """For each column what its steps lead to, nulls on the way included. A struct is taken apart once."""
-        inside: dict[tuple[int, ...], list[pa.Array]] = {(): batch.columns[len(WIRE_HEADER) :]}
+        inside: dict[tuple[int, ...], list[pa.Array]] = {(): batch.columns[len(HEADER_FIELDS) :]}
 
         def at(steps: tuple[int, ...]) -> Any:
             if steps[:-1] not in inside:
@@ -347,7 +346,7 @@ class EventDecoder:
 
     def decode(self, raw: RawBatch) -> EventBatch:
         """Every row of the batch, either among `rows` or among `rejects`. No event makes it raise."""
-        parts, rejects = self._reader.read(raw.values)
+        parts, rejects = self._reader.read(raw.values.to_pylist())
         whole = join_parts(self._columns, parts)
         columns = pa.RecordBatch.from_arrays([whole.arrays[self._at[p]] for p in self._paths], schema=self._schema)
         rejects.sort(key=lambda one: one.row)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from streamserve.headers import pack
 from streamserve.records import Int64s, Outgoing, RawBatch, Reject
 
 HEADER = "streamserve."
@@ -35,29 +37,29 @@ class TimestampLimits:
 
 
 def predictions(
-    raw: RawBatch, rows: Int64s, values: Sequence[bytes], topic: str, limits: TimestampLimits, now_ms: int
+    raw: RawBatch, rows: Int64s, values: pa.BinaryArray, topic: str, limits: TimestampLimits, now_ms: int
 ) -> Outgoing:
-    """rows: of the RawBatch, one for each value."""
-    return Outgoing(
-        topic=topic,
-        rows=rows,
-        keys=[raw.keys[row] for row in rows],
-        values=values,
-        headers=[raw.headers[row] for row in rows],
-        timestamps=limits.clamp(raw.timestamps[rows], now_ms),
-    )
+    """rows: of the RawBatch, ascending, one for each value."""
+    keys, headers = raw.keys, raw.headers
+    if len(rows) < len(raw):
+        at = pa.array(rows)
+        keys, headers = keys.take(at), None if headers is None else headers.take(at)
+    return Outgoing(topic, rows, keys, values, headers, limits.clamp(raw.timestamps[rows], now_ms))
 
 
 def dead_letters(raw: RawBatch, rejects: Sequence[Reject], topic: str, release: str) -> Outgoing:
     """The rejected events as they came, with the grounds in headers named `streamserve.*`."""
     ordered = sorted(rejects, key=lambda reject: reject.row)
     rows = np.array([reject.row for reject in ordered], np.int64)
+    at = pa.array(rows)
+    own = [b""] * len(rows) if raw.headers is None else raw.headers.take(at).fill_null(b"").to_pylist()
+    headers = [kept + pack(_grounds(raw, reject, release)) for kept, reject in zip(own, ordered, strict=True)]
     return Outgoing(
         topic=topic,
         rows=rows,
-        keys=[raw.keys[row] for row in rows],
-        values=[raw.values[row] for row in rows],
-        headers=[[*(raw.headers[reject.row] or ()), *_grounds(raw, reject, release)] for reject in ordered],
+        keys=raw.keys.take(at),
+        values=raw.values.take(at),
+        headers=pa.array(headers, pa.binary()),
         timestamps=np.zeros(len(rows), np.int64),
     )
 

@@ -17,7 +17,7 @@ import pyruhvro
 from numpy.typing import NDArray
 
 from streamserve.pipeline import framing
-from streamserve.records import Assignment, Bytes, EventBatch, FeatureMatrix, FeatureStatus, Reason, Scores, Variant
+from streamserve.records import Assignment, EventBatch, FeatureMatrix, FeatureStatus, Reason, Scores, Variant
 
 PINNED_ID = 900_001  # the schema's id where no schema registry gives one; stands in schemas/index.json
 
@@ -78,6 +78,8 @@ SCHEMA: dict[str, object] = {
     ],
 }
 SCHEMA_TEXT = json.dumps(SCHEMA)
+FRAMED = json.dumps({**SCHEMA, "fields": [*framing.HEADER_FIELDS, *SCHEMA["fields"]]})  # type: ignore[misc]
+FRAMED_NAMES = [field["name"] for field in json.loads(FRAMED)["fields"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +100,11 @@ def encode(
     scores: Sequence[Scores],
     about: Provenance,
     now_ms: int,
-) -> tuple[NDArray[np.intp], list[bytes]]:
+) -> tuple[NDArray[np.intp], pa.BinaryArray]:
     """The scored rows (indices into the EventBatch, ascending) and the framed record of each."""
     parts = [part for part in zip(matrices, scores, strict=True) if len(part[1].rows)]
     if not parts:
-        return np.empty(0, np.intp), []
+        return np.empty(0, np.intp), pa.array([], pa.binary())
     rows = np.concatenate([said.rows for _, said in parts])
     maps = {
         "scores": _join([_map(said.names, said.values, pa.float64()) for _, said in parts]),
@@ -113,24 +115,28 @@ def encode(
         order = np.argsort(rows, kind="stable")
         rows = rows[order]
         maps = {name: values.take(pa.array(order)) for name, values in maps.items()}
-    columns = {**_identity(events, rows, about, now_ms), **_grounds(assignment, rows, about), **maps}
-    names = [field["name"] for field in SCHEMA["fields"]]  # type: ignore[attr-defined]
-    batch = pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
-    header = framing.header(about.schema_id)
-    bodies = [body for chunk in pyruhvro.serialize_record_batch(batch, SCHEMA_TEXT, 1) for body in chunk.to_pylist()]
-    return rows, [header + body for body in bodies]
+    columns = {
+        **framing.header_columns(about.schema_id, len(rows)),
+        **_identity(events, rows, about, now_ms),
+        **_grounds(assignment, rows, about),
+        **maps,
+    }
+    batch = pa.RecordBatch.from_arrays([columns[name] for name in FRAMED_NAMES], names=FRAMED_NAMES)
+    (values,) = pyruhvro.serialize_record_batch(batch, FRAMED, 1)
+    return rows, values
 
 
-def decode(values: Sequence[Bytes], schema_id: int) -> pa.RecordBatch:
+def decode(values: pa.BinaryArray, schema_id: int) -> pa.RecordBatch:
     """Predictions as columns, for those who read many: 0.5 us a record. All must be of this schema id.
 
     Raises:
         ValueError: one of them is not.
     """
-    header = framing.header(schema_id)
-    if any(value is None or value[:5] != header for value in values):
+    framed = pc.equal(pc.binary_slice(values, 0, framing.HEADER), framing.header(schema_id))
+    if not pc.all(framed.fill_null(False)).as_py():
         raise ValueError(f"a record is not framed with schema id {schema_id}")
-    return pyruhvro.deserialize_array([value[5:] for value in values if value is not None], SCHEMA_TEXT)
+    found = pyruhvro.deserialize_array(values.to_pylist(), FRAMED)
+    return found.select(FRAMED_NAMES[len(framing.HEADER_FIELDS) :])
 
 
 def prediction_ids(events: EventBatch, rows: NDArray[np.intp]) -> pa.Array:

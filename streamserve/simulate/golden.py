@@ -39,7 +39,7 @@ def make_golden(
             mend="choose golden events that the model can score",
         )
     return GoldenSet(
-        events=tuple((value or b"").decode() for value in events.values),
+        events=tuple((value or b"").decode() for value in events.values.to_pylist()),
         timestamps=tuple(int(t) for t in events.timestamps),
         rows=encode_rows(keeping.asked),
         names=scores.names,

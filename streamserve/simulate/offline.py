@@ -20,7 +20,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.enrich import build_matrix, open_columns
 from streamserve.pipeline.schemas import EventSchema, WriterSchemas
 from streamserve.pipeline.score import Scorer
-from streamserve.records import EventBatch, FeatureMatrix, RawBatch, Reject, Scores
+from streamserve.records import EventBatch, FeatureMatrix, RawBatch, Reject, Scores, binary
 
 Array = NDArray[np.generic]
 
@@ -55,9 +55,8 @@ def raw_batch(
         offsets=np.arange(first_offset, first_offset + count, dtype=np.int64),
         timestamps=np.array(timestamps if timestamps is not None else [0] * count, np.int64),
         timestamp_types=np.ones(count, np.uint8),
-        keys=list(keys) if keys is not None else [None] * count,
-        values=list(values),
-        headers=[None] * count,
+        keys=binary(keys if keys is not None else [None] * count),
+        values=binary(values),
     )
 
 

@@ -16,6 +16,7 @@ from streamserve.adapters.onnx import OnnxSession
 from streamserve.errors import ConfigError
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.rows import Answer
+from streamserve.headers import header_column, unpack
 from streamserve.models.registry import Registry
 from streamserve.models.session import Session
 from streamserve.pipeline.decode import EventDecoder
@@ -24,7 +25,7 @@ from streamserve.pipeline.pipeline import LoadedVersion, Pipeline
 from streamserve.pipeline.pipeline import Result as BatchResult
 from streamserve.pipeline.prediction import PINNED_ID
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, FeatureStatus, RawBatch, RoutingEpoch
+from streamserve.records import ControlView, FeatureStatus, RawBatch, RoutingEpoch, binary
 from streamserve.simulate.adding import NewVersion, add_version
 from streamserve.simulate.describe import check_features
 from streamserve.simulate.versions import LoadedVersions
@@ -167,13 +168,14 @@ class TestDriver:
             for at, row in enumerate(out.rows.tolist()):
                 if row in found:
                     raise AssertionError(f"event {row} caused two records")
-                key, value, headers = out.keys[at], out.values[at], out.headers[at]
+                key, value = out.keys[at].as_py(), out.values[at].as_py()
+                headers = [] if out.headers is None else unpack(out.headers[at].as_py())
                 if out.topic == self._catalogue.topology.topic("dead-letters"):
                     found[row] = Result(row, dead_letter=DeadLetter.read(key, value, headers))
                 else:
                     stamp = int(out.timestamps[at])
                     said = read_prediction(value)
-                    found[row] = Result(row, said, None, key, tuple(headers or ()), stamp, fed[row])
+                    found[row] = Result(row, said, None, key, tuple(headers), stamp, fed[row])
         return [found[row] for row in range(len(records))]
 
     def fetch(self, keys: Sequence[bytes]) -> Answer:
@@ -191,9 +193,9 @@ class TestDriver:
             offsets=np.array([next(self._offsets) for _ in records], np.int64),
             timestamps=np.array(stamps, np.int64),
             timestamp_types=np.ones(count, np.uint8),
-            keys=[self._encoder.key(one) for one in records],
-            values=[self._encoder.value(place, one.value) for place, one in enumerate(records)],
-            headers=[one.headers for one in records],
+            keys=binary([self._encoder.key(one) for one in records]),
+            values=binary([self._encoder.value(place, one.value) for place, one in enumerate(records)]),
+            headers=header_column([one.headers for one in records]),
         )
 
     def _fed(self, result: BatchResult) -> dict[int, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import numpy as np
 from streamserve.adapters.schema_ids import PinnedIndex
 from streamserve.errors import ConfigError, SchemaError
 from streamserve.features.rows import pack, row_key
+from streamserve.headers import Header
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import Headers
 from streamserve.topology import Source, Topology, View
 
 OWN_ID = 1  # the schema id of events that are given as dicts, where the folder of schemas pins none
@@ -37,7 +37,7 @@ class Record:
 
     value: Mapping[str, Any] | bytes | None
     key: bytes | None = None
-    headers: Headers = None
+    headers: Sequence[Header] | None = None
     timestamp: Moment | None = None
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import fastavro
 
+from streamserve.headers import Header
 from streamserve.pipeline import framing
 from streamserve.pipeline.emit import HEADER
 from streamserve.pipeline.prediction import SCHEMA
-from streamserve.records import Headers
 
 _PARSED = fastavro.parse_schema(SCHEMA)
 
@@ -32,7 +32,7 @@ class DeadLetter:
     headers: tuple[tuple[str, bytes | None], ...]
 
     @classmethod
-    def read(cls, key: bytes | None, value: bytes | None, headers: Headers) -> DeadLetter:
+    def read(cls, key: bytes | None, value: bytes | None, headers: Sequence[Header] | None) -> DeadLetter:
         added = {name: text or b"" for name, text in headers or () if name.startswith(HEADER)}
         stage, error, message = (added[HEADER + name].decode() for name in ("stage", "error", "message"))
         return cls(stage, error, message, key, value, tuple(headers or ()))

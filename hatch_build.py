@@ -1,0 +1,60 @@
+"""Builds the compiled client path at installation; without a C compiler the package works all the same, slower."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+FOLDER = Path("streamserve/adapters/native")
+REQUIRED = "STREAMSERVE_REQUIRE_NATIVE"  # set: an installation without the compiled path is an error
+
+
+class NativeBuild(BuildHookInterface):
+    """One C file, one shared library that is loaded with ctypes: it needs no header, neither Python's nor Kafka's."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        root = Path(self.root)
+        target = root / FOLDER / "batches.so"
+        compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
+        problem = "no C compiler (cc, gcc, clang) is there"
+        if compiler is not None:
+            problem = _compile(compiler, root / FOLDER / "batches.c", target)
+        if problem:
+            target.unlink(missing_ok=True)
+            if os.environ.get(REQUIRED):
+                raise RuntimeError(f"the compiled client path can't be built: {problem}")
+            sys.stderr.write(f"streamserve: built without the compiled client path: {problem}\n")
+            return
+        build_data["pure_python"] = False
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"
+        if version == "standard":
+            build_data["force_include"][str(target)] = str(FOLDER / target.name)
+
+    def clean(self, versions: list[str]) -> None:  # noqa: ARG002
+        """What `hatch clean` does."""
+        (Path(self.root) / FOLDER / "batches.so").unlink(missing_ok=True)
+
+
+def _compile(compiler: str, source: Path, target: Path) -> str:
+    """Build into place at once: a worker may have the old one loaded. Returns what went wrong, or nothing."""
+    fresh = target.with_suffix(f".{os.getpid()}.tmp")
+    flags = ["-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", str(fresh)]
+    try:
+        command = [*compiler.split(), *flags, str(source), "-ldl"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            return done.stderr.strip()[-2000:] or f"{compiler} ended with {done.returncode}"
+        fresh.replace(target)
+    except OSError as error:
+        return str(error)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return ""
