@@ -1,4 +1,4 @@
-"""Builds the compiled client path at installation; without a C compiler the package works all the same, slower."""
+"""Builds the compiled parts at installation; without a C compiler the package works all the same, slower."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path("streamserve/adapters/native")
-REQUIRED = "STREAMSERVE_REQUIRE_NATIVE"  # set: an installation without the compiled path is an error
+FOLDER = Path("streamserve/native")
+REQUIRED = "STREAMSERVE_REQUIRE_NATIVE"  # set: an installation without the compiled parts is an error
 
 
 class NativeBuild(BuildHookInterface):
-    """One C file, one shared library that is loaded with ctypes: it needs no header, neither Python's nor Kafka's."""
+    """One shared library a C file, loaded with ctypes: it needs no header, neither Python's nor Kafka's."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        target = root / FOLDER / "batches.so"
         compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-        problem = "no C compiler (cc, gcc, clang) is there"
-        if compiler is not None:
-            problem = _compile(compiler, root / FOLDER / "batches.c", target)
-        if problem:
-            target.unlink(missing_ok=True)
-            if os.environ.get(REQUIRED):
-                raise RuntimeError(f"the compiled client path can't be built: {problem}")
-            sys.stderr.write(f"streamserve: built without the compiled client path: {problem}\n")
-            return
-        build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
-        if version == "standard":
-            build_data["force_include"][str(target)] = str(FOLDER / target.name)
+        problem = "no C compiler (cc, gcc, clang) is there" if compiler is None else ""
+        for source in sorted((root / FOLDER).glob("*.c")):
+            target = source.with_suffix(".so")
+            if compiler is not None:
+                problem = problem or _compile(compiler, source, target)
+            if problem:
+                target.unlink(missing_ok=True)
+            elif version == "standard":
+                build_data["force_include"][str(target)] = str(FOLDER / target.name)
+        if not problem:
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data.update(pure_python=False, tag=f"py3-none-{platform}")
+        elif os.environ.get(REQUIRED):
+            raise RuntimeError(f"the compiled parts can't be built: {problem}")
+        else:
+            sys.stderr.write(f"streamserve: installed without its compiled parts, slower for it: {problem}\n")
 
     def clean(self, versions: list[str]) -> None:  # noqa: ARG002
         """What `hatch clean` does."""
-        (Path(self.root) / FOLDER / "batches.so").unlink(missing_ok=True)
+        for built in (Path(self.root) / FOLDER).glob("*.so"):
+            built.unlink()
 
 
 def _compile(compiler: str, source: Path, target: Path) -> str:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamserve.errors import TopologyError
+from streamserve.features.buffers import Texts
 from streamserve.features.catalogue import Catalogue, view_fingerprint
 from streamserve.features.rows import SEPARATOR, Answer, StoredRows, event_keys, key_prefix, pack, row_key
 from streamserve.features.timeparts import milliseconds, offsets_ms, time_part
@@ -169,7 +170,7 @@ def test_keys_of_two_parts_are_equal_only_where_both_parts_are(values):
 @given(st.lists(st.tuples(st.none() | awkward, st.none() | awkward), min_size=1, max_size=20))
 def test_the_key_that_an_event_asks_for_is_the_one_that_a_writer_wrote(values):
     events = decode(make(stored(pair)), [{"a": a, "b": b} for a, b in values])
-    keys = event_keys(pair, events)
+    keys = event_keys(pair, Texts(events))
     for value, index in zip(values, keys.index.tolist(), strict=True):
         if None in value:
             assert index == -1
@@ -182,13 +183,13 @@ def test_the_key_that_an_event_asks_for_is_the_one_that_a_writer_wrote(values):
 @given(awkward)
 def test_a_single_key_is_escaped_alike_on_both_sides(value):
     view = View("one", key="a", fields=("p",))
-    keys = event_keys(view, decode(make(stored(view)), [{"a": value}]))
+    keys = event_keys(view, Texts(decode(make(stored(view)), [{"a": value}])))
     assert keys.distinct == [row_key(view, [value])]
 
 
 def test_an_integer_key_is_its_decimal_text():
     view = View("one", key="n", fields=("p",))
-    keys = event_keys(view, decode(make(stored(view)), [{"n": 2**62 + 1}, {"n": -3}, {"n": None}]))
+    keys = event_keys(view, Texts(decode(make(stored(view)), [{"n": 2**62 + 1}, {"n": -3}, {"n": None}])))
     assert keys.distinct == [row_key(view, [str(2**62 + 1)]), row_key(view, ["-3"])]
     assert keys.index.tolist() == [0, 1, -1]
 
@@ -216,7 +217,7 @@ def read(view, rows, times, store=None):
     topology = make(stored(view), event_time="at")
     events = decode(topology, [{"a": f"k{i}", "at": t} for i, t in enumerate(times)])
     kept = {row_key(view, [f"k{i}"]): row for i, row in enumerate(rows) if row is not None}
-    found = StoredRows([view], events, store or MemoryStore(kept)).view(view)
+    found = StoredRows([view], events, Texts(events), store or MemoryStore(kept)).view(view)
     return found.values, [STATUS(s) for s in found.status]
 
 
@@ -279,7 +280,7 @@ def test_a_store_that_does_not_answer_means_defaults_and_says_why(why):
     view = View("v", key="a", fields=("p",), default=4.0)
     topology = make(stored(view))
     events = decode(topology, [{"a": "x"}, {"a": None}])
-    found = StoredRows([view], events, Store(lambda _: Answer(None, why))).view(view)
+    found = StoredRows([view], events, Texts(events), Store(lambda _: Answer(None, why))).view(view)
     assert found.values.tolist() == [[4.0], [4.0]]
     assert found.status.tolist() == [why, STATUS.MISSING]
 
@@ -289,14 +290,14 @@ def test_the_store_is_asked_once_for_each_distinct_key_of_all_views():
     topology = make(stored(pair), stored(single))
     events = decode(topology, [{"a": "x", "b": "y"}, {"a": "x", "b": "y"}, {"a": "x", "b": None}])
     store = Store(lambda keys: Answer([None] * len(keys)))
-    StoredRows([pair, single], events, store)
+    StoredRows([pair, single], events, Texts(events), store)
     assert store.asked == [[row_key(pair, ["x", "y"]), row_key(single, ["x"])]]
 
 
 def test_a_batch_without_any_key_does_not_ask():
     store = Store(lambda _: pytest.fail("asked"))
     events = decode(make(stored(pair)), [{}, {}])
-    assert StoredRows([pair], events, store).view(pair).status.tolist() == [STATUS.MISSING] * 2
+    assert StoredRows([pair], events, Texts(events), store).view(pair).status.tolist() == [STATUS.MISSING] * 2
 
 
 def test_versions_read_one_row_each_under_its_own_freshness_and_defaults():

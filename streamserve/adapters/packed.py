@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from streamserve.adapters import native
 from streamserve.adapters.client_io import Fill, is_fault
 from streamserve.adapters.messages import MessageReader
+from streamserve.native import from_arrays, to_column
 from streamserve.records import Outgoing, RawBatch
 
 LOG = logging.getLogger("streamserve.packed")
@@ -96,9 +97,9 @@ class PackedReader:
         return RawBatch(
             topic=self._topic,
             **numbers,
-            keys=native.from_arrays(*keys),
-            values=native.from_arrays(*values),
-            headers=None if headers is None else native.from_arrays(*headers),
+            keys=from_arrays(*keys),
+            values=from_arrays(*values),
+            headers=None if headers is None else from_arrays(*headers),
             intake_epoch=self._epoch(),
             first_ns=size.first_ns,
             ready_ns=monotonic_ns(),
@@ -125,7 +126,7 @@ class PackedWriter:
         if topic is None:
             topic = self._topics[out.topic] = self._lib.topic_new(self._handle.pointer, out.topic.encode())
         error = c_int()
-        columns = [native.to_column(array) for array in (out.keys, out.values, out.headers)]
+        columns = [to_column(array) for array in (out.keys, out.values, out.headers)]
         stamps = np.ascontiguousarray(out.timestamps, np.int64)
         stop = self._lib.produce(
             self._handle.pointer,

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from streamserve.features.buffers import Mask, Texts, numbers, valid
 from streamserve.features.catalogue import Atom, Catalogue
 from streamserve.features.rows import StoredRows
 from streamserve.features.timeparts import part_of, wall_clock
 from streamserve.records import EventBatch
 from streamserve.topology import DerivedFeature, PartsFeature, VectorFeature, View
 
-Mask = NDArray[np.bool_]
 Fault = tuple[str, str]  # a stable name of the error, and a message
 Faults = Mapping[int, Fault]  # by row of the EventBatch
 MISSING_CODE, UNSEEN_CODE, FIRST_CODE = 0, 1, 2
@@ -45,8 +45,9 @@ class Column:
 class BatchColumns:
     """The features of one batch, computed on demand and kept for its other versions."""
 
-    def __init__(self, catalogue: Catalogue, events: EventBatch, stored: StoredRows) -> None:
+    def __init__(self, catalogue: Catalogue, events: EventBatch, texts: Texts, stored: StoredRows) -> None:
         self.events = events
+        self._texts = texts
         self.stored = stored
         self._catalogue = catalogue
         self._done: dict[tuple[str | int, ...], Column] = {}
@@ -64,6 +65,14 @@ class BatchColumns:
             done = self._done[key] = self._compute(self._catalogue.atoms.get(name), name, pins)
         return done
 
+    def stored_at(self, name: str, pins: Mapping[str, View] = NO_PINS) -> tuple[View | None, int]:
+        """The view, as pinned, that a stored feature is a field of, and its place there; no view for others."""
+        atom = self._catalogue.atoms.get(name)
+        if atom is None or atom.feature.kind != "stored":
+            return None, 0
+        view = pins.get(atom.feature.view.name, atom.feature.view)
+        return view, view.fields.index(atom.part)
+
     def is_category(self, name: str) -> bool:
         atom = self._catalogue.atoms.get(name)
         return atom is not None and atom.feature.kind == "category"
@@ -80,12 +89,11 @@ class BatchColumns:
         if key not in self._codes:
             feature = self._catalogue.pick(name).feature
             assert feature.kind == "category"  # noqa: S101
-            column = self.events.columns.column(feature.path)
-            text = _as_text(column)
-            index = pc.index_in(text, value_set=_value_set(vocabulary))
-            codes = index.fill_null(UNSEEN_CODE - FIRST_CODE).to_numpy(zero_copy_only=False) + FIRST_CODE
-            codes[text.is_null().to_numpy(zero_copy_only=False)] = MISSING_CODE
-            self._codes[key] = Column(codes.astype(np.int32))
+            text = self._texts.of(feature.path)
+            known = _places(vocabulary)
+            codes = [known.get(value, UNSEEN_CODE) for value in text.values.to_pylist()]
+            table = np.array([*codes, MISSING_CODE], np.int32)  # code -1, a null, reads the last
+            self._codes[key] = Column(table[text.codes])
         return self._codes[key]
 
     def default(self, name: str) -> float | str | None:
@@ -185,15 +193,19 @@ def _argument(column: Column) -> NDArray[np.generic]:
 def to_column(array: pa.Array) -> Column:
     """An Arrow column as numpy: numbers and booleans in their own type, strings and what is nested as objects."""
     if not _is_flat(array.type):
-        return Column(array.to_numpy(zero_copy_only=False), _valid(array))
+        return Column(array.to_numpy(zero_copy_only=False), valid(array))
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
     if pa.types.is_temporal(array.type):
-        array = array.cast(pa.int64() if array.type.bit_width == 64 else pa.int32())  # noqa: PLR2004
-    valid = _valid(array)
-    if valid is not None:
-        array = array.fill_null(pa.scalar(0).cast(array.type) if not pa.types.is_boolean(array.type) else False)
-    return Column(array.to_numpy(zero_copy_only=False), valid)
+        array = array.view(pa.int64() if array.type.bit_width == 64 else pa.int32())  # noqa: PLR2004
+    there = valid(array)
+    if pa.types.is_boolean(array.type):
+        values = array.fill_null(False).to_numpy(zero_copy_only=False)
+    else:
+        values = numbers(array, array.type.to_pandas_dtype())
+        if there is not None:
+            values = np.where(there, values, values.dtype.type(0))
+    return Column(values, there)
 
 
 def _is_flat(kind: pa.DataType) -> bool:
@@ -208,16 +220,9 @@ def _is_flat(kind: pa.DataType) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _value_set(vocabulary: tuple[str, ...]) -> pa.Array:
-    return pa.array(vocabulary, pa.string())
+def _places(vocabulary: tuple[str, ...]) -> Mapping[str, int]:
+    return {value: place + FIRST_CODE for place, value in enumerate(vocabulary)}
 
 
 def _as_text(array: pa.Array) -> pa.Array:
     return array if pa.types.is_string(array.type) else array.cast(pa.string())
-
-
-def _valid(array: pa.Array) -> Mask | None:
-    if not array.null_count:
-        return None
-    valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
-    return valid

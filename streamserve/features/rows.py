@@ -7,6 +7,7 @@ old row or the new one. No store is spoken to here; `FeatureStore` is the door t
 from __future__ import annotations
 
 import datetime as dt
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +15,18 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from streamserve.features.buffers import Texts, cut, valid
 from streamserve.features.catalogue import view_fingerprint
-from streamserve.records import EventBatch, FeatureStatus, Int64s, Uint8s
+from streamserve.records import EventBatch, FeatureStatus, Int32s, Int64s, Uint8s
 from streamserve.topology import View
 
 PREFIX = "streamserve"
-ESCAPED = r"[\\\x1f]"
+ESCAPED = (b"\\", b"\x1f")
+MAX_GRID = 100_000  # combinations of key parts that are counted on a grid; beyond it they are sorted
 SEPARATOR = "\x1f"  # between the values of a composite key; escaped where a value holds it
+SEPARATOR_BYTES = SEPARATOR.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +75,48 @@ def _escape(value: str) -> str:
 @dataclass(frozen=True, slots=True)
 class _Keys:
     distinct: list[bytes]
-    index: NDArray[np.intp]  # of each event; -1: a part of its key is null
+    index: NDArray[np.integer]  # of each event; -1: a part of its key is null
 
 
-def event_keys(view: View, events: EventBatch) -> _Keys:
+def event_keys(view: View, texts: Texts) -> _Keys:
     """The distinct row keys of a batch, and which of them each event means."""
-    columns = [_escaped(events.columns.column(path)) for path in view.key]
-    joined = columns[0]
-    if len(columns) > 1:  # null where one of the parts is
-        joined = pc.binary_join_element_wise(*(column.dictionary_decode() for column in columns), SEPARATOR)
-    coded = joined if pa.types.is_dictionary(joined.type) else joined.dictionary_encode()
-    index = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
-    keys = pc.binary_join_element_wise(key_prefix(view), coded.dictionary, "").cast(pa.binary())
-    return _Keys(keys.to_pylist(), index)
+    parts = [texts.of(path) for path in view.key]
+    prefix, values = key_prefix(view).encode(), [_escaped(part.values) for part in parts]
+    if len(parts) == 1:
+        return _Keys([prefix + value for value in values[0]], parts[0].codes)
+    pairs, index = _combine([part.codes for part in parts], [len(found) for found in values])
+    columns = [[found[code] for code in codes] for found, codes in zip(values, pairs, strict=True)]
+    return _Keys([prefix + SEPARATOR_BYTES.join(key) for key in zip(*columns, strict=True)], index)
 
 
-def _escaped(column: pa.Array) -> pa.DictionaryArray:
-    """A key column's texts, each distinct one escaped once."""
-    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
-    coded = text.dictionary_encode()
-    if not pc.any(pc.match_substring_regex(coded.dictionary, ESCAPED)).as_py():
-        return coded
-    plain = pc.replace_substring(coded.dictionary, "\\", "\\\\")
-    return pa.DictionaryArray.from_arrays(coded.indices, pc.replace_substring(plain, SEPARATOR, "\\" + SEPARATOR))
+def _combine(codes: Sequence[Int32s], sizes: Sequence[int]) -> tuple[list[list[int]], NDArray[np.intp]]:
+    """The distinct combinations of codes, column by column, and which of them each row has; -1: one is null."""
+    there = np.logical_and.reduce([one >= 0 for one in codes])
+    if math.prod(sizes) > MAX_GRID:
+        rows = np.flatnonzero(there)
+        distinct, where = np.unique(np.stack([one[rows] for one in codes]), axis=1, return_inverse=True)
+        index = np.full(len(there), -1, np.intp)
+        index[rows] = where.ravel()
+        return distinct.tolist(), index
+    place = np.zeros(len(there), np.intp)
+    for one, size in zip(codes, sizes, strict=True):
+        place = place * size + one
+    number = np.full(math.prod(sizes) + 1, -1, np.intp)  # of each combination; the last stands for null
+    place[~there] = len(number) - 1
+    number[place] = 0
+    number[-1] = -1
+    met = np.flatnonzero(number == 0)
+    number[met] = np.arange(len(met))
+    return [one.tolist() for one in np.unravel_index(met, sizes)], number[place]
+
+
+def _escaped(values: pa.StringArray) -> list[bytes]:
+    """Texts as key parts."""
+    plain: list[bytes] = values.view(pa.binary()).to_pylist()
+    data = values.buffers()[2]
+    if data is None or not any(mark in bytes(data) for mark in ESCAPED):
+        return plain
+    return [_escape(value.decode()).encode() for value in plain]
 
 
 class StoredRows:
@@ -103,11 +125,13 @@ class StoredRows:
     A view is read under the freshness and the defaults of whoever asks: two versions may pin different ones.
     """
 
-    def __init__(self, views: Sequence[View], events: EventBatch, store: FeatureStore) -> None:
+    def __init__(self, views: Sequence[View], events: EventBatch, texts: Texts, store: FeatureStore) -> None:
         self._event_times = events.event_times
-        self._keys = {view.name: event_keys(view, events) for view in views}
+        self._keys = {view.name: event_keys(view, texts) for view in views}
         keys = [key for found in self._keys.values() for key in found.distinct]
-        self._answer = store.fetch(keys) if keys else Answer(())
+        answer = store.fetch(keys) if keys else Answer(())
+        self._status = answer.status
+        self._rows = None if answer.values is None else pa.array(answer.values, pa.binary())
         self._done: dict[int, tuple[View, ViewColumns]] = {}
 
     def view(self, view: View) -> ViewColumns:
@@ -122,13 +146,13 @@ class StoredRows:
             if name == view.name:
                 break
             start += len(keys.distinct)
-        values = self._answer.values
-        rows = None if values is None else values[start : start + len(self._keys[view.name].distinct)]
-        return _columns(view, self._keys[view.name], rows, self._answer.status, self._event_times)
+        keys = self._keys[view.name]
+        rows = None if self._rows is None else self._rows[start : start + len(keys.distinct)]
+        return _columns(view, keys, rows, self._status, self._event_times)
 
 
 def _columns(
-    view: View, keys: _Keys, rows: Sequence[bytes | None] | None, why: FeatureStatus, event_times: Int64s
+    view: View, keys: _Keys, rows: pa.BinaryArray | None, why: FeatureStatus, event_times: Int64s
 ) -> ViewColumns:
     """Unpack the distinct rows once, spread them over the events, then judge each against its event's time."""
     defaults = view.defaults()
@@ -154,28 +178,28 @@ def _columns(
     return ViewColumns(values, status)
 
 
-def _unpack(rows: Sequence[bytes | None], defaults: NDArray[np.float32]) -> tuple[NDArray[np.float32], Int64s, Uint8s]:
+def _unpack(rows: pa.BinaryArray, defaults: NDArray[np.float32]) -> tuple[NDArray[np.float32], Int64s, Uint8s]:
     """Values, feature times and status of the distinct rows; one more row at the end stands for "no key"."""
-    size = 8 + 4 * len(defaults)
     dtype = np.dtype([("time", "<i8"), ("values", "<f4", (len(defaults),))])
-    status = np.array(
-        [
-            FeatureStatus.MISSING
-            if row is None
-            else (FeatureStatus.PRESENT if len(row) == size else FeatureStatus.DEFAULTED)
-            for row in rows
-        ]
-        + [FeatureStatus.MISSING],
-        np.uint8,
-    )
-    table = np.empty((len(status), len(defaults)), np.float32)
+    count = len(rows)
+    status = np.full(count + 1, FeatureStatus.MISSING, np.uint8)
+    table = np.empty((count + 1, len(defaults)), np.float32)
+    times = np.zeros(count + 1, np.int64)
     table[:] = defaults
-    times = np.zeros(len(status), np.int64)
-    good = status == FeatureStatus.PRESENT
-    if good.any():
-        packed = np.frombuffer(
-            b"".join(row for row, ok in zip(rows, good, strict=False) if ok and row is not None), dtype
-        )
+    there, (starts, data) = valid(rows), cut(rows)
+    sizes = np.diff(starts)
+    fits = sizes == dtype.itemsize
+    status[:-1][~fits] = FeatureStatus.DEFAULTED
+    if there is not None:
+        status[:-1][~there] = FeatureStatus.MISSING
+        fits &= there
+    if data is not None and fits.any():
+        good = np.flatnonzero(fits)
+        status[good] = FeatureStatus.PRESENT
+        if (sizes[~fits] == 0).all():  # rows that are there lie one after the other
+            packed = np.frombuffer(data, dtype, len(good), starts[good[0]])
+        else:
+            packed = np.frombuffer(b"".join(rows[at].as_py() for at in good.tolist()), dtype)
         values = packed["values"]
         table[good] = np.where(np.isnan(values), defaults, values)
         times[good] = packed["time"]

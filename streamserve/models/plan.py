@@ -20,6 +20,16 @@ Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
+class _Run:
+    """Features that are put into the input at one go: a single one, or fields [start, stop) of a view."""
+
+    name: str  # of the first
+    view: View | None
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class FeaturePlan:
     """Inputs, vocabularies and views of one version."""
 
@@ -27,6 +37,7 @@ class FeaturePlan:
     vocabularies: Mapping[str, tuple[str, ...]]
     views: tuple[View, ...]
     _pins: Mapping[str, View] = field(init=False, repr=False, compare=False)
+    _runs: dict[str, tuple[_Run, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_pins", {view.name: view for view in self.views})
@@ -65,24 +76,43 @@ class FeaturePlan:
     def fill(self, columns: BatchColumns) -> tuple[dict[str, Array], dict[int, Fault]]:
         """The model's inputs over all events of the batch, and the rows for which this version has none."""
         faults: dict[int, Fault] = {}
-        return {given.name: self._fill(given, columns, faults) for given in self.inputs}, faults
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {given.name: self._fill(given, columns, faults) for given in self.inputs}, faults
 
     def _fill(self, given: Input, columns: BatchColumns, faults: dict[int, Fault]) -> Array:
-        found = [(name, self._column(name, given, columns)) for name in given.features]
-        for _, column in found:
-            for row, fault in column.faults.items():
-                faults.setdefault(row, fault)
         if given.dtype == "string":
+            found = [(name, self._column(name, given, columns)) for name in given.features]
+            _note_faults([column for _, column in found], faults)
             return _shape(_texts(found, columns), given)
-        rows = len(columns.events)
-        widths = [1 if c.values.ndim == 1 else c.values.shape[1] for _, c in found]
-        out = np.empty((rows, sum(widths)), np.dtype(given.dtype))
+        blocks = [self._block(run, given, columns) for run in self._runs_of(given, columns)]
+        _note_faults([column for _, column in blocks], faults)
+        widths = [1 if column.values.ndim == 1 else column.values.shape[1] for _, column in blocks]
+        out = np.empty((len(columns.events), sum(widths)), np.dtype(given.dtype))
         start = 0
-        for (name, column), width in zip(found, widths, strict=True):
-            target = out[:, start : start + width]
-            _put(target, name, column, given, columns, faults)
+        for (name, column), width in zip(blocks, widths, strict=True):
+            _put(out[:, start : start + width], name, column, given, columns, faults)
             start += width
         return _shape(out, given)
+
+    def _runs_of(self, given: Input, columns: BatchColumns) -> tuple[_Run, ...]:
+        """The features of an input, those of a view that stand side by side in its rows taken together."""
+        runs = self._runs.get(given.name)
+        if runs is None:
+            found: list[_Run] = []
+            for name in given.features:
+                view, place = columns.stored_at(name, self._pins) if given.dtype.startswith("float") else (None, 0)
+                last = found[-1] if found else None
+                if view is not None and last is not None and last.view is view and last.stop == place:
+                    found[-1] = _Run(last.name, view, last.start, place + 1)
+                else:
+                    found.append(_Run(name, view, place, place + 1))
+            runs = self._runs[given.name] = tuple(found)
+        return runs
+
+    def _block(self, run: _Run, given: Input, columns: BatchColumns) -> tuple[str, Column]:
+        if run.view is None:
+            return run.name, self._column(run.name, given, columns)
+        return run.name, Column(columns.stored.view(run.view).values[:, run.start : run.stop])
 
     def _column(self, name: str, given: Input, columns: BatchColumns) -> Column:
         if name in self.vocabularies:
@@ -91,6 +121,12 @@ class FeaturePlan:
         if given.dtype == "string" and columns.is_category(name):
             return columns.text(name)
         return columns.column(name, self._pins)
+
+
+def _note_faults(columns: Sequence[Column], faults: dict[int, Fault]) -> None:
+    for column in columns:
+        for row, fault in column.faults.items():
+            faults.setdefault(row, fault)
 
 
 def _texts(found: Sequence[tuple[str, Column]], columns: BatchColumns) -> Array:
@@ -107,12 +143,14 @@ def _texts(found: Sequence[tuple[str, Column]], columns: BatchColumns) -> Array:
 def _put(
     target: Array, name: str, column: Column, given: Input, columns: BatchColumns, faults: dict[int, Fault]
 ) -> None:
-    """Write a column into its place in the input, in the input's type, without a silent change of value."""
+    """Write a column into its place in the input, in the input's type, without a silent change of value.
+
+    numpy's warnings of casts are off where this is called.
+    """
     values = column.values if column.values.ndim == 2 else column.values[:, None]  # noqa: PLR2004
     missing = None if column.valid is None else ~column.valid
     if given.dtype.startswith("float"):
-        with np.errstate(over="ignore", invalid="ignore"):
-            target[...] = values.astype(target.dtype)
+        target[...] = values
         if missing is not None:
             default = columns.default(name)
             target[missing] = np.nan if default is None else default
@@ -125,9 +163,8 @@ def _put(
                 faults.setdefault(row, ("NullInput", why))
             default = 0
         values = np.where(missing[:, None], np.array(0, values.dtype), values)
-    with np.errstate(invalid="ignore", over="ignore"):
-        cast = values.astype(target.dtype)
-        lost = ~_survives(values, cast)
+    cast = values.astype(target.dtype)
+    lost = ~_survives(values, cast)
     if missing is not None and default:
         cast[missing], lost[missing] = (default, False) if holds(target.dtype, default) else (0, True)
     for row in np.flatnonzero(lost.any(axis=1)).tolist():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from streamserve.features.buffers import Texts
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.columns import BatchColumns, Fault
 from streamserve.features.rows import FeatureStore, StoredRows
@@ -26,7 +27,8 @@ def open_columns(
     views: dict[str, View] = {}
     for plan in plans:
         views.update({view.name: catalogue.views[view.name] for view in plan.views})
-    return BatchColumns(catalogue, events, StoredRows(list(views.values()), events, store))
+    texts = Texts(events)
+    return BatchColumns(catalogue, events, texts, StoredRows(list(views.values()), events, texts, store))
 
 
 def build_matrix(

@@ -16,9 +16,10 @@ import numpy as np
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.rows import FeatureStore
 from streamserve.models.plan import FeaturePlan
-from streamserve.pipeline import emit, prediction
+from streamserve.pipeline import emit
 from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.emit import TimestampLimits
+from streamserve.pipeline.encode import encode
 from streamserve.pipeline.enrich import build_matrix, open_columns
 from streamserve.pipeline.prediction import Provenance
 from streamserve.pipeline.route import route
@@ -132,9 +133,7 @@ class Pipeline:
         """What a batch causes, ready to be sent. now_ms: the wall clock, milliseconds since 1970."""
         result = self.run(raw, view)
         started = self._clock_ns()
-        rows, values = prediction.encode(
-            result.events, result.assignment, result.matrices, result.scores, self._about, now_ms
-        )
+        rows, values = encode(result.events, result.assignment, result.matrices, result.scores, self._about, now_ms)
         outgoing = [emit.predictions(raw, result.events.rows[rows], values, self._predictions, self._limits, now_ms)]
         if result.rejects:
             outgoing.append(emit.dead_letters(raw, result.rejects, self._dead_letters, self._release))

@@ -1,4 +1,4 @@
-"""The prediction record: its Avro schema, one for every topology, and how a batch of them is encoded.
+"""The prediction record: its Avro schema, one for every topology, what goes into one, and how a consumer reads many.
 
 `schemas/streamserve.prediction.avsc` is this schema, published for consumers; a test keeps the two equal. A field
 is only ever added, with a default: consumers resolve old and new.
@@ -7,7 +7,6 @@ is only ever added, with a default: consumers resolve old and new.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,19 @@ import pyruhvro
 from numpy.typing import NDArray
 
 from streamserve.pipeline import framing
-from streamserve.records import Assignment, EventBatch, FeatureMatrix, FeatureStatus, Reason, Scores, Variant
+from streamserve.records import (
+    Assignment,
+    EventBatch,
+    FeatureMatrix,
+    FeatureStatus,
+    Floats,
+    Int32s,
+    Int64s,
+    Reason,
+    Scores,
+    Uint8s,
+    Variant,
+)
 
 PINNED_ID = 900_001  # the schema's id where no schema registry gives one; stands in schemas/index.json
 
@@ -93,37 +104,81 @@ class Provenance:
     schema_id: int
 
 
-def encode(
-    events: EventBatch,
-    assignment: Assignment,
-    matrices: Sequence[FeatureMatrix],
-    scores: Sequence[Scores],
-    about: Provenance,
-    now_ms: int,
-) -> tuple[NDArray[np.intp], pa.BinaryArray]:
-    """The scored rows (indices into the EventBatch, ascending) and the framed record of each."""
-    parts = [part for part in zip(matrices, scores, strict=True) if len(part[1].rows)]
-    if not parts:
-        return np.empty(0, np.intp), pa.array([], pa.binary())
-    rows = np.concatenate([said.rows for _, said in parts])
-    maps = {
-        "scores": _join([_map(said.names, said.values, pa.float64()) for _, said in parts]),
-        "decision": _join([_decisions(said) for _, said in parts]),
-        "feature_status": _join([_statuses(matrix, said) for matrix, said in parts]),
-    }
-    if len(parts) > 1:
-        order = np.argsort(rows, kind="stable")
-        rows = rows[order]
-        maps = {name: values.take(pa.array(order)) for name, values in maps.items()}
-    columns = {
-        **framing.header_columns(about.schema_id, len(rows)),
-        **_identity(events, rows, about, now_ms),
-        **_grounds(assignment, rows, about),
-        **maps,
-    }
-    batch = pa.RecordBatch.from_arrays([columns[name] for name in FRAMED_NAMES], names=FRAMED_NAMES)
-    (values,) = pyruhvro.serialize_record_batch(batch, FRAMED, 1)
-    return rows, values
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What one version said of some events of a batch, field by field; all arrays are as long as `rows`.
+
+    rows: index into the EventBatch, ascending.
+    event_ids: text, null where the event has none; None: events of this topology have none.
+    has_event_time: where `event_times` is one; None: events of this topology have none.
+    source_timestamps: milliseconds since 1970; below 0: none.
+    scores: float64 [rows, names]. decisions: index into labels; below 0: none. statuses: uint8 [rows, views].
+    version, rollout: index into versions, rollouts.
+    """
+
+    topic: str
+    rows: NDArray[np.intp]
+    partitions: Int32s
+    offsets: Int64s
+    event_ids: pa.StringArray | None
+    event_times: Int64s
+    has_event_time: NDArray[np.bool_] | None
+    source_timestamps: Int64s
+    names: tuple[str, ...]
+    scores: Floats
+    labels: tuple[str, ...]
+    decisions: Int32s
+    versions: tuple[str, ...]
+    version: Int32s
+    variant: Uint8s
+    rollouts: tuple[str | None, ...]
+    rollout: Int32s
+    control_epoch: Int64s
+    reason: Uint8s
+    views: tuple[str, ...]
+    statuses: Uint8s
+
+
+def predicted(
+    events: EventBatch, assignment: Assignment, matrix: FeatureMatrix, said: Scores, about: Provenance
+) -> Predicted:
+    """The rows that a version has scored."""
+    rows, raw = said.rows, events.raw
+    all_scored, at = len(rows) == len(events), events.rows[rows]
+    status = matrix.status
+    if len(rows) != len(matrix.rows):
+        status = status[np.isin(matrix.rows, rows)]
+    event_ids = None
+    if about.event_id is not None:
+        event_ids = events.columns.column(about.event_id)
+        event_ids = event_ids if all_scored else event_ids.take(pa.array(rows))
+        event_ids = event_ids if pa.types.is_string(event_ids.type) else event_ids.cast(pa.string())
+    stamps, times = raw.timestamps[at], events.event_times[rows]
+    # Where neither the event nor its record has a time, the batch has the record's -1
+    has_time = ~((stamps < 0) & (times == stamps)) if about.has_event_time else None
+    return Predicted(
+        topic=raw.topic,
+        rows=rows,
+        partitions=raw.partitions[at],
+        offsets=raw.offsets[at],
+        event_ids=event_ids,
+        event_times=times,
+        has_event_time=has_time,
+        source_timestamps=stamps,
+        names=said.names,
+        scores=said.values,
+        labels=said.labels,
+        decisions=said.decisions,
+        versions=assignment.versions,
+        version=assignment.version[rows],
+        variant=assignment.variant[rows],
+        rollouts=assignment.rollouts,
+        rollout=assignment.rollout[rows],
+        control_epoch=assignment.control_epoch[rows],
+        reason=assignment.reason[rows],
+        views=matrix.views,
+        statuses=status,
+    )
 
 
 def decode(values: pa.BinaryArray, schema_id: int) -> pa.RecordBatch:
@@ -137,76 +192,3 @@ def decode(values: pa.BinaryArray, schema_id: int) -> pa.RecordBatch:
         raise ValueError(f"a record is not framed with schema id {schema_id}")
     found = pyruhvro.deserialize_array(values.to_pylist(), FRAMED)
     return found.select(FRAMED_NAMES[len(framing.HEADER_FIELDS) :])
-
-
-def prediction_ids(events: EventBatch, rows: NDArray[np.intp]) -> pa.Array:
-    raw, at = events.raw, events.rows[rows]
-    partitions = pa.array(raw.partitions[at]).cast(pa.string())
-    offsets = pa.array(raw.offsets[at]).cast(pa.string())
-    return pc.binary_join_element_wise(pa.repeat(raw.topic, len(rows)), partitions, offsets, "-")
-
-
-def _identity(events: EventBatch, rows: NDArray[np.intp], about: Provenance, now_ms: int) -> dict[str, pa.Array]:
-    count, at = len(rows), events.rows[rows]
-    stamps = events.raw.timestamps[at]
-    event_id = pa.nulls(count, pa.string())
-    if about.event_id is not None:
-        event_id = events.columns.column(about.event_id).take(pa.array(rows)).cast(pa.string())
-    event_time = pa.nulls(count, pa.timestamp("ms"))
-    if about.has_event_time:
-        times = events.event_times[rows]
-        nowhere = (stamps < 0) & (times == stamps)  # neither the event nor its record has one
-        event_time = pa.array(times, mask=nowhere).cast(pa.timestamp("ms"))
-    return {
-        "prediction_id": prediction_ids(events, rows),
-        "topology": pa.repeat(about.topology, count),
-        "event_id": event_id,
-        "event_time": event_time,
-        "source_timestamp": pa.array(stamps, mask=stamps < 0).cast(pa.timestamp("ms")),
-        "scored_at": pa.repeat(pa.scalar(now_ms, pa.int64()).cast(pa.timestamp("ms")), count),
-    }
-
-
-def _grounds(assignment: Assignment, rows: NDArray[np.intp], about: Provenance) -> dict[str, pa.Array]:
-    def named(names: Sequence[str | None], codes: NDArray[np.generic]) -> pa.Array:
-        return pa.array(names, pa.string()).take(pa.array(codes[rows]))
-
-    return {
-        "model": pa.repeat(about.model, len(rows)),
-        "model_version": named(assignment.versions, assignment.version),
-        "variant": named([v.name for v in Variant], assignment.variant),
-        "rollout_id": named(assignment.rollouts, assignment.rollout),
-        "control_epoch": pa.array(assignment.control_epoch[rows]),
-        "reason": named([r.name for r in Reason], assignment.reason),
-    }
-
-
-def _map(names: Sequence[str], values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
-    """One map a row from a [rows, names] array."""
-    count = len(values)
-    offsets = np.arange(count + 1, dtype=np.int32) * len(names)
-    keys = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names)), count)))
-    return pa.MapArray.from_arrays(offsets, keys, pa.array(values.ravel(), kind))
-
-
-def _decisions(said: Scores) -> pa.Array:
-    if not said.labels:
-        return pa.nulls(len(said.rows), pa.string())
-    return pa.array(said.labels, pa.string()).take(pa.array(said.decisions, mask=said.decisions < 0))
-
-
-STATUS_NAMES = pa.array([status.name for status in FeatureStatus], pa.string())
-
-
-def _statuses(matrix: FeatureMatrix, said: Scores) -> pa.Array:
-    status = matrix.status
-    if len(said.rows) != len(matrix.rows):
-        status = status[np.isin(matrix.rows, said.rows)]
-    count, views = status.shape
-    offsets = np.arange(count + 1, dtype=np.int32) * views
-    keys = pa.array(matrix.views, pa.string()).take(pa.array(np.tile(np.arange(views), count)))
-    return pa.MapArray.from_arrays(offsets, keys, STATUS_NAMES.take(pa.array(status.ravel())))
-
-
-def _join(arrays: Sequence[pa.Array]) -> pa.Array:
-    return arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)

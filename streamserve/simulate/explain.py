@@ -20,6 +20,7 @@ import fastavro
 import numpy as np
 
 from streamserve.errors import ConfigError
+from streamserve.features.buffers import Texts
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.columns import BatchColumns
 from streamserve.features.rows import Answer, FeatureStore, event_keys
@@ -289,7 +290,7 @@ class Recomputing:
         statuses = recorded.get("feature_status") or {}
         found = []
         for view in self._plan.views:
-            keys = event_keys(view, events)
+            keys = event_keys(view, Texts(events))
             row = self._watched.rows.get(keys.distinct[keys.index[0]]) if keys.index[0] >= 0 else None
             time = struct.unpack_from("<q", row)[0] if row is not None and len(row) >= struct.calcsize("<q") else None
             found.append(

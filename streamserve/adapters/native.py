@@ -1,8 +1,7 @@
-"""The compiled batch path: `batches.c` over the very librdkafka that confluent-kafka has loaded.
+"""The compiled batch path: `native/client.c` over the very librdkafka that confluent-kafka has loaded.
 
-It is built at installation where there is a C compiler. Where there is none, or the client library can't be found in
-this process, `library()` is None and the path through confluent-kafka's own messages serves: same results, about 3 us
-an event dearer. Nothing here knows what a batch means.
+Where it was not built, or the client library can't be found in this process, `library()` is None and the path through
+confluent-kafka's own messages serves: same results, some 4 us an event dearer. Nothing here knows what a batch means.
 """
 
 from __future__ import annotations
@@ -17,19 +16,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import confluent_kafka
-import numpy as np
-import pyarrow as pa
+
+from streamserve.native import Column, Signature, load, path_of
 
 LOG = logging.getLogger("streamserve.native")
-PATH = Path(__file__).with_name("batches.so")
 PLUGIN = "plugin.library.paths"
 QUEUE_FULL = -184  # RD_KAFKA_RESP_ERR__QUEUE_FULL
 _making = threading.Lock()
 _Client = TypeVar("_Client")
-
-
-class Column(Structure):
-    _fields_ = [("data", c_void_p), ("offsets", c_void_p), ("valid", c_void_p), ("first_bit", c_int64)]
 
 
 class BatchSize(Structure):
@@ -53,7 +47,7 @@ class Batch(Structure):
     ]  # fmt: skip
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Signature] = {
     "bind_library": (c_char_p, [c_char_p]),
     "take_client": (c_void_p, []),
     "release_client": (None, [c_void_p]),
@@ -75,24 +69,16 @@ _FUNCTIONS = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, bound to the client's; None where there is none, with a line in the log that says why."""
-    if not PATH.exists():
-        LOG.info("no compiled client path in this installation: events go through Python messages, at some 3 us each")
-        return None
     client = _client_library()
     if client is None:
-        LOG.warning("confluent-kafka's librdkafka is not to be found in this process: no compiled client path")
+        LOG.warning("confluent-kafka's librdkafka is not to be found in this process: events go through messages")
         return None
-    try:
-        found = ctypes.CDLL(str(PATH))
-    except OSError as error:
-        LOG.warning("the compiled client path can't be loaded: %s", error)
+    found = load("client", _FUNCTIONS)
+    if found is None:
         return None
-    for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
     missing = found.bind_library(client.encode())
     if missing is not None:
-        LOG.warning("librdkafka %s lacks %s: no compiled client path", confluent_kafka.libversion()[0], missing)
+        LOG.warning("librdkafka %s lacks %s: events go through messages", confluent_kafka.libversion()[0], missing)
         return None
     return found
 
@@ -139,22 +125,6 @@ def make_client(
         return make(config), None
     plugins = [str(config[PLUGIN])] if config.get(PLUGIN) else []
     with _making:
-        client = make({**config, PLUGIN: ";".join([*plugins, str(PATH)])})
+        client = make({**config, PLUGIN: ";".join([*plugins, str(path_of("client"))])})
         pointer = lib.take_client()
     return client, None if pointer is None else Handle(lib, pointer)
-
-
-def to_column(array: pa.BinaryArray | None) -> Column | None:
-    """An Arrow binary array's buffers; the array must outlive the call that gets them."""
-    if array is None:
-        return None
-    valid, offsets, data = (None if buffer is None else buffer.address for buffer in array.buffers())
-    return Column(data, None if offsets is None else offsets + 4 * array.offset, valid, array.offset)
-
-
-def from_arrays(data: np.ndarray, offsets: np.ndarray, valid: np.ndarray) -> pa.BinaryArray:
-    """Arrays that C has filled as an Arrow column, without a copy. valid: a byte a row."""
-    nulls = len(valid) - int(np.count_nonzero(valid))
-    bitmap = pa.py_buffer(np.packbits(valid, bitorder="little")) if nulls else None
-    buffers = [bitmap, pa.py_buffer(offsets), pa.py_buffer(data)]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(valid), buffers, nulls)

@@ -1,0 +1,73 @@
+"""Arrow columns as numpy, straight from their buffers: 1 us a column, where a compute function costs 25 to 40 a call.
+
+A micro-batch of live traffic has some fifty rows and a topology some thirty columns: what is paid a call is what a
+batch costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from streamserve.records import EventBatch, Int32s
+
+Mask = NDArray[np.bool_]
+
+
+def valid(array: pa.Array) -> Mask | None:
+    """What is not null, one entry a row; None: all of it."""
+    if not array.null_count:
+        return None
+    bitmap = array.buffers()[0]
+    if bitmap is None:  # a null array has no buffers
+        return np.zeros(len(array), bool)
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return bits[array.offset : array.offset + len(array)].view(bool)
+
+
+def numbers(array: pa.Array, dtype: type[np.generic] | np.dtype[np.generic]) -> NDArray[np.generic]:
+    """The values of a column of fixed width; where it is null, whatever stands there. Read-only.
+
+    dtype: of the same width as the column's values.
+    """
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * np.dtype(dtype).itemsize)
+
+
+def cut(array: pa.BinaryArray) -> tuple[NDArray[np.int64], pa.Buffer | None]:
+    """Where each value of a string or binary column begins in its data, and where the last one ends; the data."""
+    _, offsets, data = array.buffers()
+    return np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4).astype(np.int64), data
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A text column by its distinct values. codes: of each row an index into `values`; -1: null."""
+
+    codes: Int32s
+    values: pa.StringArray
+
+
+class Texts:
+    """The text columns of a batch, each encoded once: keys of views and vocabularies read the same ones."""
+
+    def __init__(self, events: EventBatch) -> None:
+        self._columns = events.columns
+        self._done: dict[str, Coded] = {}
+
+    def of(self, path: str) -> Coded:
+        """A column's values as text."""
+        done = self._done.get(path)
+        if done is None:
+            done = self._done[path] = _encode(self._columns.column(path))
+        return done
+
+
+def _encode(column: pa.Array) -> Coded:
+    found = (column if pa.types.is_string(column.type) else column.cast(pa.string())).dictionary_encode()
+    codes, there = numbers(found.indices, np.int32).astype(np.int32), valid(found.indices)
+    if there is not None:
+        codes[~there] = -1
+    return Coded(codes, found.dictionary)
