@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -240,6 +241,8 @@ class Worker:
             )
             await self._app.stop()
             return
+        gc.collect()
+        gc.freeze()
         self._app.flow_control.resume()
         follower = threading.Thread(target=self._follow_control, name="control", daemon=True)
         follower.start()
