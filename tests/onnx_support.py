@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import lightgbm
@@ -27,7 +28,7 @@ def net(path: Path) -> Path:
     """Three layers, and nodes to be folded and fused, so that there is something to optimise."""
     random, nodes, constants, last = np.random.default_rng(8), [], [], "features"
     sizes = (WIDTH, 48, 48, 2)
-    for layer, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for layer, (rows, columns) in enumerate(itertools.pairwise(sizes)):
         weights = (random.normal(size=(rows, columns)) / np.sqrt(rows)).astype(np.float32)
         constants += [
             numpy_helper.from_array(weights, f"w{layer}"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +33,9 @@ LIBRARIES = {
     "tensorrt": "check `nvidia-smi` and STREAMSERVE_DEVICE_ID, and that the TensorRT that this ONNX Runtime was built "
     "for is on LD_LIBRARY_PATH",
 }
+TREES = frozenset(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"))
 Options = tuple[str, dict[str, str]]
+Nodes = Mapping[str, frozenset[str]]
 
 
 def providers(settings: SessionSettings, path: Path, runtime: str) -> list[Options]:
@@ -88,13 +89,13 @@ def check_available(settings: SessionSettings, available: Sequence[str]) -> None
         )
 
 
-def check_taken(settings: SessionSettings, taken: Sequence[str], nodes: Mapping[str, int], where: str) -> None:
-    """Did the provider take the session, and at least one node of the model?
+def check_taken(settings: SessionSettings, taken: Sequence[str], nodes: Nodes, where: str) -> None:
+    """Did the provider take the session, and the work of the model?
 
-    nodes: how many each provider runs; empty where this ONNX Runtime does not tell.
+    nodes: what each provider runs; empty where this ONNX Runtime does not tell.
 
     Raises:
-        SettingsError: the session fell back to the processor.
+        SettingsError: the session, or what matters of it, fell back to the processor.
     """
     wanted, asked = NAMES[settings.provider], settings.provider
     if not taken or taken[0] != wanted:
@@ -104,21 +105,23 @@ def check_taken(settings: SessionSettings, taken: Sequence[str], nodes: Mapping[
             where=f"STREAMSERVE_PROVIDER={asked}, {where}",
             mend=f"{LIBRARIES.get(asked, 'install onnxruntime anew')}; or STREAMSERVE_PROVIDER=cpu",
         )
-    if asked != "cpu" and nodes:
-        if not nodes.get(wanted):
-            raise SettingsError(
-                f"models are to run on {asked}, which has no kernel for any node of this one; all "
-                f"{sum(nodes.values())} fell back to {', '.join(nodes)}",
-                where=f"STREAMSERVE_PROVIDER={asked}, {where}",
-                mend="trees and text run on the processor alone: STREAMSERVE_PROVIDER=cpu",
-            )
-        LOG.info("%s: nodes by provider: %s", where, ", ".join(f"{name} {n}" for name, n in nodes.items()))
+    if asked == "cpu" or not nodes:
+        return
+    told = "; ".join(f"{name}: {', '.join(sorted(kinds))}" for name, kinds in sorted(nodes.items()))
+    if wanted not in nodes or TREES & nodes.get(CPU, frozenset()):
+        raise SettingsError(
+            f"models are to run on {asked}, which has no kernel for the work of this one ({told})",
+            where=f"STREAMSERVE_PROVIDER={asked}, {where}",
+            mend="trees and text run on the processor alone: STREAMSERVE_PROVIDER=cpu",
+        )
+    LOG.info("%s runs on %s", where, told)
 
 
-def nodes_by_provider(session: ort.InferenceSession) -> dict[str, int]:
-    """How many nodes of the graph each provider runs; empty where it is not recorded: the processor, old runtimes."""
-    found: Counter[str] = Counter()
-    with contextlib.suppress(Exception):  # a figure to check by, not a condition of serving
+def nodes_by_provider(session: ort.InferenceSession) -> dict[str, frozenset[str]]:
+    """The kinds of nodes that each provider runs; empty where it is not recorded: the processor, old runtimes."""
+    found: dict[str, frozenset[str]] = {}
+    with contextlib.suppress(Exception):  # something to check by, not a condition of serving
         for part in session.get_provider_graph_assignment_info():
-            found[part.ep_name] += len(part.get_nodes())
-    return dict(found)
+            kinds = frozenset(node.op_type for node in part.get_nodes())
+            found[part.ep_name] = found.get(part.ep_name, frozenset()) | kinds
+    return found

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from streamserve.adapters.metrics import Sent
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.records import ControlView, OutputBatch, RawBatch
 
@@ -43,7 +44,7 @@ class Scoring:
         outlet: Outlet,
         *,
         control: Callable[[], ControlView],
-        record: Callable[[OutputBatch], None],
+        record: Callable[[OutputBatch, Sent], None],
         on_failure: Callable[[BaseException], None],
         in_flight: int,
     ) -> None:
@@ -66,14 +67,18 @@ class Scoring:
     def _process(self, raw: RawBatch) -> OutputBatch:
         return self._pipeline.process(raw, self._control(), time.time_ns() // 1_000_000)
 
+    def _send(self, batch: OutputBatch) -> Sent:
+        started = time.monotonic_ns()
+        self._outlet.send(batch)
+        return Sent(at_ms=time.time_ns() // 1_000_000, took_ns=time.monotonic_ns() - started)
+
     async def _send_in_order(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             working = await self._order.get()
             try:
                 batch = await working
-                await loop.run_in_executor(self._sender, self._outlet.send, batch)
-                self._record(batch)
+                self._record(batch, await loop.run_in_executor(self._sender, self._send, batch))
             except asyncio.CancelledError:
                 raise
             except BaseException as error:

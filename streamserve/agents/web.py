@@ -19,7 +19,9 @@ class Health:
     why: str = "starting or stopping"
 
 
-def add_pages(app: App, health: Health, exposition: Callable[[], bytes]) -> None:
+def add_pages(app: App, health: Health, exposition: Callable[[], bytes], content_type: str) -> None:
+    """content_type: of the exposition. Prometheus 3 takes none that does not name the format's version."""
+
     async def live(view: Any, request: Any) -> Any:  # noqa: ARG001  (Faust's view types)
         return view.json({"live": True})
 
@@ -28,7 +30,7 @@ def add_pages(app: App, health: Health, exposition: Callable[[], bytes]) -> None
         return view.json({"ready": health.ready, **({} if health.ready else {"why": health.why})}, status=status)
 
     async def metrics(view: Any, request: Any) -> Any:  # noqa: ARG001
-        return view.text(exposition().decode(), content_type="text/plain")
+        return view.bytes(exposition(), headers={"Content-Type": content_type})
 
     for path, page in (("/live", live), ("/ready", ready), ("/metrics", metrics)):
         app.page(path, name=path.strip("/"))(page)

@@ -12,9 +12,11 @@ import contextlib
 import gc
 import logging
 import os
+import platform
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ from streamserve.adapters.control_log import LogReader
 from streamserve.adapters.emitter import AtLeastOnceEmitter
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
-from streamserve.adapters.metrics import Metrics
-from streamserve.adapters.onnx import OnnxSession
+from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading
+from streamserve.adapters.onnx import RUNTIME, OnnxSession
 from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
@@ -36,6 +38,7 @@ from streamserve.control import fold
 from streamserve.errors import ControlError, SettingsError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
+from streamserve.models.session import SessionSettings
 from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
@@ -84,7 +87,7 @@ class Worker:
             Registry(settings.registry),
             catalogue,
             schema,
-            OnnxSession,
+            partial(OnnxSession, settings=SessionSettings.of(settings)),
             warm_rows=(1, settings.batch_rows),
             pinned=lambda: dict(self._state.manifests),
         )
@@ -100,9 +103,9 @@ class Worker:
             schema_id=ids.id_of(f"{predictions}-value", SCHEMA_TEXT),
             limits=topics.limits(predictions),
             release=__version__,
-            clock_ns=time.perf_counter_ns,
+            clock_ns=time.monotonic_ns,
         )
-        self.metrics = Metrics(topology.name)
+        self.metrics = Metrics(topology.name, _about(topology, settings), price=settings.core_hour_price)
         self._emitter = AtLeastOnceEmitter(
             self._clients,
             topology.topic("dead-letters"),
@@ -175,6 +178,7 @@ class Worker:
 
     def _hand_over(self, batch: RawBatch) -> None:
         assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
+        self.metrics.took(batch)
         self._topic.hand_over(batch, self._loop)
 
     def _fail(self, error: BaseException) -> None:
@@ -196,17 +200,17 @@ class Worker:
         )
         self._topic = batches(app, settings.batches_in_flight + 1)
         app.agent(self._topic, name="scoring")(self._agent)
-        add_pages(app, self.health, self._exposition)
+        add_pages(app, self.health, self._exposition, CONTENT_TYPE)
         return app
 
     async def _agent(self, stream: Any) -> None:
         await self._scoring.agent(stream)
 
     def _exposition(self) -> bytes:
-        self.metrics.partitions.set(self._intake.partitions)
-        self.metrics.in_flight.set(self._intake.in_flight)
-        self.metrics.commits.set(self._intake.commits)
-        return self.metrics.exposition()
+        intake = self._intake
+        return self.metrics.exposition(
+            Reading(partitions=intake.partitions, in_flight=intake.in_flight, commits=intake.commits, lag=intake.lag())
+        )
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -277,6 +281,17 @@ class Worker:
             os._exit(EXIT_AT_ONCE)
         LOG.info("stopping: finishing what is in flight")
         self._stop.set()
+
+
+def _about(topology: Topology, settings: Settings) -> dict[str, str]:
+    """What runs here, for the metrics: to see a release, or a figure, by what made it."""
+    return {
+        "topology": topology.name,
+        "version": __version__,
+        "python": platform.python_version(),
+        "onnxruntime": RUNTIME,
+        "provider": settings.provider,
+    }
 
 
 def _faust_folder(home: Path) -> Path:

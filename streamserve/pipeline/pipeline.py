@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +55,13 @@ class Versions(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Times(StageTimes):
+    """versions: nanoseconds that each version's model took for its share of the batch."""
+
+    versions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Everything that is known of a batch on its way; what `explain` and the tests look into."""
 
@@ -62,14 +70,15 @@ class Result:
     matrices: tuple[FeatureMatrix, ...]
     scores: tuple[Scores, ...]
     rejects: tuple[Reject, ...]
-    times: Mapping[str, int]
+    times: Times
 
 
 class Pipeline:
     """A topology's pipeline.
 
     Args:
-        clock_ns: monotonic nanoseconds, for the stage times; the pipeline owns no clock.
+        clock_ns: monotonic nanoseconds, for the stage times; the pipeline owns no clock. The one that stamped
+            `RawBatch.ready_ns`, where the wait before the first stage is to be right.
         release: of streamserve, written into dead letters.
     """
 
@@ -103,31 +112,37 @@ class Pipeline:
         Raises:
             SignatureError: a model's output is not what its manifest says; nothing of the batch may be emitted.
         """
-        marks = [self._clock_ns()]
+        clock_ns = self._clock_ns
+        marks = [clock_ns()]
         events = self._decoder.decode(raw)
-        marks.append(self._clock_ns())
+        marks.append(clock_ns())
         assignment = route(events, view)
         loaded = {
             name: self._versions.get(name)
             for place, name in enumerate(assignment.versions)
             if (assignment.version == place).any()
         }
-        marks.append(self._clock_ns())
+        marks.append(clock_ns())
         columns = open_columns(self._catalogue, events, [v.plan for v in loaded.values()], self._store)
         matrices = tuple(
             build_matrix(name, version.plan, columns, assignment.rows_of(name)) for name, version in loaded.items()
         )
-        marks.append(self._clock_ns())
-        scores = tuple(loaded[m.version].scorer.score(m, events.rows) for m in matrices)
-        marks.append(self._clock_ns())
+        marks.append(clock_ns())
+        scores, ends = [], [marks[-1]]
+        for matrix in matrices:
+            scores.append(loaded[matrix.version].scorer.score(matrix, events.rows))
+            ends.append(clock_ns())
+        marks.append(ends[-1])
         rejects = (
             *events.rejects,
             *(reject for matrix in matrices for reject in matrix.rejects),
             *(reject for said in scores for reject in said.rejects),
         )
         stages = (Stage.DECODE, Stage.ROUTE, Stage.ENRICH, Stage.SCORE)
-        times = {stage.value: int(ns) for stage, ns in zip(stages, np.diff(marks), strict=True)}
-        return Result(events, assignment, matrices, scores, rejects, times)
+        wall = {stage.value: stop - start for stage, (start, stop) in zip(stages, pairwise(marks), strict=True)}
+        by_version = {m.version: stop - start for m, (start, stop) in zip(matrices, pairwise(ends), strict=True)}
+        times = Times({**_waits(raw, marks[0]), **wall}, by_version)
+        return Result(events, assignment, matrices, tuple(scores), rejects, times)
 
     def process(self, raw: RawBatch, view: ControlView, now_ms: int) -> OutputBatch:
         """What a batch causes, ready to be sent. now_ms: the wall clock, milliseconds since 1970."""
@@ -137,7 +152,7 @@ class Pipeline:
         outgoing = [emit.predictions(raw, result.events.rows[rows], values, self._predictions, self._limits, now_ms)]
         if result.rejects:
             outgoing.append(emit.dead_letters(raw, result.rejects, self._dead_letters, self._release))
-        times = {**result.times, Stage.EMIT.value: self._clock_ns() - started}
+        wall = {**result.times.wall, Stage.EMIT.value: self._clock_ns() - started}
         return OutputBatch(
             raw=raw,
             outgoing=tuple(outgoing),
@@ -146,8 +161,15 @@ class Pipeline:
             rejects=result.rejects,
             decisions=_count_decisions(result.scores),
             statuses=_count_statuses(result.matrices),
-            times=StageTimes(times),
+            times=Times(wall, result.times.versions),
         )
+
+
+def _waits(raw: RawBatch, began_ns: int) -> dict[str, int]:
+    """How long the batch was gathered, and then waited for its first stage; nothing for one that no intake made."""
+    if not raw.ready_ns:
+        return {}
+    return {"gather": raw.ready_ns - raw.first_ns, "queue": began_ns - raw.ready_ns}
 
 
 def covers(raw: RawBatch) -> dict[TopicPartition, tuple[int, int]]:
