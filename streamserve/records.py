@@ -254,9 +254,10 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
-    """Nanoseconds that each stage of one micro-batch took, by stage name."""
+    """Nanoseconds that each stage of one micro-batch took, by stage name, and the scoring of each version."""
 
     wall: Mapping[str, int]
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,10 +79,10 @@ class Settings(BaseSettings):
         "Explicit, because the wrong default silently skips or repeats a topic.",
     )
     batch_rows: int = Field(
-        default=2000,
+        default=4000,
         ge=1,
         le=100_000,
-        description="Rows of a micro-batch at most. Cost a row is flat from 512 rows on (ONNX Runtime).",
+        description="Rows of a micro-batch at most. What a batch costs before its first row, 3 ms, is 0.8 us an event here.",
     )
     batch_bytes: int = Field(
         default=16 << 20,
@@ -117,6 +117,10 @@ class Settings(BaseSettings):
         default=8.0,
         gt=0,
         description="Seconds to reach Kafka and Redis at start before giving up with advice.",
+    )
+    pacing: bool = Field(
+        default=True,
+        description="Wait for fuller micro-batches within the topology's target_p99_ms; off: take whatever is there.",
     )
     native: bool = Field(
         default=True,

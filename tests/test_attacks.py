@@ -63,6 +63,12 @@ class Told:
 
     incremental_assign = incremental_unassign = subscribe
 
+    def assignment(self):
+        return []
+
+    def position(self, partitions):
+        return partitions
+
     def close(self):
         pass
 

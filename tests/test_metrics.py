@@ -18,7 +18,6 @@ from test_pipeline import raw as events
 from streamserve.adapters.cost import WINDOW_S, Cost
 from streamserve.adapters.latency import BOUNDS_S, EventLatency
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
-from streamserve.pipeline.pipeline import Times
 from streamserve.records import (
     ControlView,
     Cutover,
@@ -60,7 +59,7 @@ def raw(ages_ms):
 
 def batch(ages_ms=(5, 40, None), rejects=(), **more):
     given_ = raw(ages_ms)
-    times = Times(WALL, {"v1": 4_000_000, "v2": 30_000_000})
+    times = StageTimes(WALL, {"v1": 4_000_000, "v2": 30_000_000})
     return OutputBatch(given_, (), {}, len(given_) - len(rejects), tuple(rejects), **{"times": times, **more})
 
 

@@ -40,7 +40,8 @@ VALUES = {
     "commit_interval": ("0.5", 0.5), "store_timeout": ("0.1", 0.1), "drain_timeout": ("3", 3.0),
     "start_timeout": ("4", 4.0), "log_level": ("debug", "DEBUG"),
     "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
-    "core_hour_price": ("0.1", 0.1),
+    "core_hour_price": ("0.1", 0.1), "batch_bytes": ("4096", 4096), "native": ("false", False),
+    "pacing": ("false", False),
 }  # fmt: skip
 
 

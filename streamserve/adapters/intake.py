@@ -23,8 +23,9 @@ from streamserve.adapters.positions import starting_positions
 from streamserve.delivery.emitter import BoundaryHook, Emitter
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Boundary, Ledger
+from streamserve.delivery.pacing import Pace
 from streamserve.errors import StreamserveError
-from streamserve.records import OutputBatch, RawBatch
+from streamserve.records import OutputBatch, RawBatch, Stage
 from streamserve.topology import Source
 
 LOG = logging.getLogger("streamserve.intake")
@@ -32,7 +33,6 @@ POLL_S = 0.1
 ROOM_S = 0.05  # how long one wait for room takes before the group's calls are answered again
 RETRY_S = 0.2  # until the next try of the last commit, where the coordinator moves or starts
 LAST_FLUSH_S = 1.0  # what the last barrier gets at least
-GATHER_S = 0.003  # after the first record of a batch: how long to wait for more; adds to latency, saves batches
 
 
 class Outcome(Enum):
@@ -49,6 +49,7 @@ class Intake:
     Args:
         deliver: takes a batch; called at most `batches_in_flight` times ahead of `finished`.
         on_failure: told what stopped the thread.
+        target_s: seconds from an event's arrival to its prediction that batches are made for.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Intake:
         emitter: Emitter,
         deliver: Callable[[RawBatch], None],
         on_failure: Callable[[BaseException], None],
+        target_s: float = 0.02,
     ) -> None:
         self._clients, self._settings, self._topic = clients, clients.settings, source.topic
         self._emitter, self._deliver, self._on_failure = emitter, deliver, on_failure
@@ -66,6 +68,8 @@ class Intake:
         self._state = threading.Condition()
         self._in_flight = 0
         self._gate, self._ledger = Gate(), Ledger()
+        self._pace = Pace(target_s, self._settings.batch_rows)
+        self._lag: dict[int, int] = {}
         self._abandoned = False
         self._stopping = threading.Event()
         self._next_commit = 0.0
@@ -105,7 +109,21 @@ class Intake:
             passed = self._gate.pass_through(batch)
         self._emitter.send(passed)
         with self._state:
+            self._learn(batch)
             self._ledger.sent({tp: span for tp, span in passed.covers.items() if self._gate.admits(batch.raw, tp[1])})
+
+    def _learn(self, batch: OutputBatch) -> None:
+        if batch.times is not None and batch.raw.ready_ns:
+            wall, versions = batch.times.wall, batch.times.versions
+            work = sum(wall.get(stage.value, 0) for stage in Stage)
+            version = max(versions, key=lambda name: versions[name], default="")
+            since = time.monotonic_ns() - batch.raw.first_ns
+            waited = batch.raw.ready_ns - batch.raw.first_ns
+            self._pace.sent(version, len(batch.raw), work / 1e9, since / 1e9, waited / 1e9)
+
+    def lag(self) -> dict[int, int]:
+        """Records between what was read and the end of each partition, as of the last commit; from any thread."""
+        return self._lag
 
     def finished(self) -> None:
         """A batch is sent, or was given up: there is room for another."""
@@ -153,15 +171,27 @@ class Intake:
     def _turn(self, consumer: Consumer) -> None:
         if time.monotonic() >= self._next_commit:
             self._commit(consumer)
+            self._lag = self._measure_lag(consumer)
         if not self._wait_for_room():
             return
         for batch in self._reader.read(self._fill()):
+            with self._state:
+                self._pace.arrived(len(batch), time.monotonic())
             self._hand_over(batch)
 
     def _fill(self) -> Fill:
-        rows = self._settings.batch_rows
-        # While others are being worked on, a short wait fills this batch at no cost to it
-        return Fill(POLL_S, rows if self._in_flight else 1, GATHER_S, rows, self._settings.batch_bytes)
+        with self._state:
+            rows, seconds = self._pace.wait() if self._settings.pacing else (1, 0.0)
+        return Fill(POLL_S, rows, seconds, self._settings.batch_rows, self._settings.batch_bytes)
+
+    def _measure_lag(self, consumer: Consumer) -> dict[int, int]:
+        """From what the client knows by its last fetches: asks nobody."""
+        found = {}
+        for tp in consumer.position(consumer.assignment()):
+            _, high = consumer.get_watermark_offsets(tp, cached=True)
+            if tp.offset >= 0 and high >= 0:
+                found[tp.partition] = max(high - tp.offset, 0)
+        return found
 
     def _hand_over(self, batch: RawBatch) -> None:
         with self._state:

@@ -18,7 +18,6 @@ from prometheus_client.registry import Collector
 
 from streamserve.adapters.cost import Cost
 from streamserve.adapters.latency import EventLatency
-from streamserve.pipeline.pipeline import Times
 from streamserve.records import FeatureStatus, OutputBatch, RawBatch
 
 SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -149,7 +148,6 @@ class _Timings:
         if batch.times is not None:
             for stage, took in batch.times.wall.items():
                 self._stages.labels(name, stage).observe(took / 1e9)
-        if isinstance(batch.times, Times):
             for version, took in batch.times.versions.items():
                 self._scores.labels(name, version).observe(took / 1e9)
 

@@ -51,9 +51,9 @@ class PackedReader:
         size = native.BatchSize()
         self._lib.reader_fetch(
             self._reader,
-            int(fill.wait * 1000),
+            round(fill.wait * 1000),
             fill.rows,
-            int(fill.seconds * 1000),
+            round(fill.seconds * 1000),
             fill.max_rows,
             fill.max_bytes,
             byref(size),

@@ -119,6 +119,7 @@ class Worker:
             self._emitter,
             self._hand_over,
             self._fail,
+            topology.target_p99_ms / 1000,
         )
         self._scoring = Scoring(
             pipeline,

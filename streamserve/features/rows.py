@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -55,7 +56,18 @@ class ViewColumns:
 
 
 def key_prefix(view: View) -> str:
-    return f"{PREFIX}:{view.name}:{view_fingerprint(view)}:"
+    made = _prefixes.get(id(view))
+    if made is None or made[0] is not view:
+        made = _prefixes[id(view)] = (view, f"{PREFIX}:{view.name}:{view_fingerprint(view)}:")
+    return made[1]
+
+
+_prefixes: dict[int, tuple[View, str]] = {}  # a fingerprint costs 20 us, and a process has few views
+
+
+@lru_cache
+def row_layout(fields: int) -> np.dtype[np.void]:
+    return np.dtype([("time", "<i8"), ("values", "<f4", (fields,))])
 
 
 def row_key(view: View, values: Sequence[str]) -> bytes:
@@ -166,21 +178,33 @@ def _columns(
     values, status, feature_times = table[keys.index], found[keys.index], times[keys.index]
     present = status == FeatureStatus.PRESENT
     future = present & (feature_times > event_times)
-    status[future] = FeatureStatus.FUTURE
+    _mark(future, FeatureStatus.FUTURE, view.future, status, values, defaults)
     if view.max_age is not None:
         age_limit = np.uint64(max(0, view.max_age // dt.timedelta(milliseconds=1)))
         # Unsigned, because times of any event and any row may be more than 2**63 apart
         ages = event_times.astype(np.uint64) - feature_times.astype(np.uint64)
-        status[present & ~future & (ages > age_limit)] = FeatureStatus.STALE
-    for kind, rule in ((FeatureStatus.STALE, view.stale), (FeatureStatus.FUTURE, view.future)):
-        if rule == "default":
-            values[status == kind] = defaults
+        stale = present & ~future & (ages > age_limit)
+        _mark(stale, FeatureStatus.STALE, view.stale, status, values, defaults)
     return ViewColumns(values, status)
+
+
+def _mark(
+    rows: NDArray[np.bool_],
+    kind: FeatureStatus,
+    rule: str,
+    status: Uint8s,
+    values: NDArray[np.float32],
+    defaults: NDArray[np.float32],
+) -> None:
+    if rows.any():
+        status[rows] = kind
+        if rule == "default":
+            values[rows] = defaults
 
 
 def _unpack(rows: pa.BinaryArray, defaults: NDArray[np.float32]) -> tuple[NDArray[np.float32], Int64s, Uint8s]:
     """Values, feature times and status of the distinct rows; one more row at the end stands for "no key"."""
-    dtype = np.dtype([("time", "<i8"), ("values", "<f4", (len(defaults),))])
+    dtype = row_layout(len(defaults))
     count = len(rows)
     status = np.full(count + 1, FeatureStatus.MISSING, np.uint8)
     table = np.empty((count + 1, len(defaults)), np.float32)

@@ -7,8 +7,8 @@ state between batches and may run several at once; their order is the caller's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -55,13 +55,6 @@ class Versions(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Times(StageTimes):
-    """versions: nanoseconds that each version's model took for its share of the batch."""
-
-    versions: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """Everything that is known of a batch on its way; what `explain` and the tests look into."""
 
@@ -70,7 +63,7 @@ class Result:
     matrices: tuple[FeatureMatrix, ...]
     scores: tuple[Scores, ...]
     rejects: tuple[Reject, ...]
-    times: Times
+    times: StageTimes
 
 
 class Pipeline:
@@ -141,7 +134,7 @@ class Pipeline:
         stages = (Stage.DECODE, Stage.ROUTE, Stage.ENRICH, Stage.SCORE)
         wall = {stage.value: stop - start for stage, (start, stop) in zip(stages, pairwise(marks), strict=True)}
         by_version = {m.version: stop - start for m, (start, stop) in zip(matrices, pairwise(ends), strict=True)}
-        times = Times({**_waits(raw, marks[0]), **wall}, by_version)
+        times = StageTimes({**_waits(raw, marks[0]), **wall}, by_version)
         return Result(events, assignment, matrices, tuple(scores), rejects, times)
 
     def process(self, raw: RawBatch, view: ControlView, now_ms: int) -> OutputBatch:
@@ -161,7 +154,7 @@ class Pipeline:
             rejects=result.rejects,
             decisions=_count_decisions(result.scores),
             statuses=_count_statuses(result.matrices),
-            times=Times(wall, result.times.versions),
+            times=StageTimes(wall, result.times.versions),
         )
 
 
