@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         default=4000,
         ge=1,
         le=100_000,
-        description="Rows of a micro-batch at most. What a batch costs before its first row, 3 ms, is 0.8 us an event here.",
+        description="Rows of a micro-batch at most. A batch costs 3 ms before its first row: 0.8 us an event here.",
     )
     batch_bytes: int = Field(
         default=16 << 20,

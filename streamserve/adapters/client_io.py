@@ -36,6 +36,10 @@ class BatchReader(Protocol):
         """These are about to be assigned to the consumer."""
         ...
 
+    def release(self, partitions: Sequence[TopicPartition]) -> None:
+        """These are about to be given up."""
+        ...
+
     def read(self, fill: Fill) -> Iterator[RawBatch]:
         """What came, in the order of each partition. The group's callbacks may run inside.
 

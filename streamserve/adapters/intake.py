@@ -306,6 +306,7 @@ class Intake:
         with self._state:
             self._gate.close(keys)
             self._ledger.forget(keys)
+        self._reader.release(partitions)
         consumer.incremental_unassign(partitions)
         LOG.info("gave up partitions %s", [tp.partition for tp in partitions])
 

@@ -37,6 +37,9 @@ class MessageReader:
     def take(self, partitions: Sequence[TopicPartition]) -> None:
         """Nothing: the consumer's poll has them all."""
 
+    def release(self, partitions: Sequence[TopicPartition]) -> None:
+        """Nothing, as above."""
+
     def read(self, fill: Fill) -> Iterator[RawBatch]:
         first = self._consumer.poll(fill.wait)
         if first is None:

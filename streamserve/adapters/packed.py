@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes import byref, c_int
 from dataclasses import replace
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from streamserve.native import from_arrays, to_column
 from streamserve.records import Outgoing, RawBatch
 
 LOG = logging.getLogger("streamserve.packed")
+LEAD_S = 0.05
 
 
 class PackedReader:
@@ -39,15 +40,36 @@ class PackedReader:
         self._handle, self._lib, self._topic = handle, handle.lib, topic
         self._epoch, self._where = epoch, where
         self._beside = MessageReader(consumer, epoch, where)
+        self._unsure: set[int] = set()  # partitions of which nothing has come yet
+        self._next_lead = 0.0
         self._reader = self._lib.reader_new(handle.pointer, max_rows)
 
     def take(self, partitions: Sequence[TopicPartition]) -> None:
-        for tp in partitions:
-            if self._lib.reader_take(self._reader, tp.topic.encode(), tp.partition):
-                raise MemoryError(f"no queue for {tp.topic}-{tp.partition}")
+        self._lead(tp.partition for tp in partitions)
+        self._unsure.update(tp.partition for tp in partitions)
+
+    def release(self, partitions: Sequence[TopicPartition]) -> None:
+        self._unsure.difference_update(tp.partition for tp in partitions)
+
+    def _lead(self, partitions: Iterable[int]) -> None:
+        """Have the records of these come to our queue, those included that wait in the partition's own."""
+        for partition in partitions:
+            if self._lib.reader_take(self._reader, self._topic.encode(), partition):
+                raise MemoryError(f"no queue for {self._topic}-{partition}")
+
+    def _lead_again(self) -> None:
+        """A partition that is given up and taken up at once is cut off by the late end of its first life.
+
+        librdkafka ends it after we have led the queue here, and leads it nowhere then, because once it was ours. From
+        the first record on that comes, it is sure: a new life begins when all former ones have ended.
+        """
+        if self._unsure and monotonic() >= self._next_lead:
+            self._next_lead = monotonic() + LEAD_S
+            self._lead(self._unsure)
 
     def read(self, fill: Fill) -> Iterator[RawBatch]:
         yield from self._strays(fill)
+        self._lead_again()
         size = native.BatchSize()
         self._lib.reader_fetch(
             self._reader,
@@ -59,15 +81,17 @@ class PackedReader:
             byref(size),
         )
         if size.rows:
-            yield self._pack(size)
+            batch = self._pack(size)
+            if self._unsure:
+                self._unsure.difference_update(np.unique(batch.partitions).tolist())
+            yield batch
         if size.errors:
             self._judge(KafkaError(size.error, size.text.decode(errors="replace")), size.partition)
 
     def _strays(self, fill: Fill) -> Iterator[RawBatch]:
-        """The group's callbacks and errors; and records of a partition whose queue was led back to the consumer's.
+        """The group's callbacks and errors; and records of a partition whose queue did not lead here yet.
 
-        A partition that is given up and taken up at once may be cut off from our queue by the late end of its first
-        life. What went to the consumer meanwhile comes before anything that our queue gets from now on.
+        They come before anything of theirs that our queue gets from now on.
         """
         at_once = replace(fill, wait=0, rows=1)
         while batches := list(self._beside.read(at_once)):

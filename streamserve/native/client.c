@@ -295,8 +295,9 @@ void reader_free(reader *one) {
     free(one);
 }
 
-/* What is fetched of a partition comes here from now on, and not through the consumer's poll. To be called before the
- * partition is assigned: an assignment leaves a queue alone that was forwarded before it. Returns 0, or -1. */
+/* What is fetched of a partition comes here from now on, and not through the consumer's poll; what waits in its own queue
+ * is moved here. An assignment leaves a queue alone that was once forwarded; an unassignment cuts it off, later, and
+ * then it leads nowhere until this is called again. Returns 0, or -1. */
 int reader_take(reader *one, const char *topic, int32_t partition) {
     rk_t *queue = rd_kafka_queue_get_partition(one->of->rk, topic, partition);
     if (!queue) return -1;
