@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 
 import click
 
@@ -25,8 +25,9 @@ def worker(topology: Topology, web_port: int | None, start: str | None) -> None:
     Needs the topology's topics (`streamserve topics apply`), a version in force (`streamserve topology init`), and
     the version in the registry. Run it several times to share the partitions.
     """
-    # Until the worker has its own: nothing is in flight yet, and as a container's first process it has no default
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until the worker has its own: nothing is in flight yet, and as a container's first process it has no default.
+    # No exception: one that is raised inside a client's callback or a finalizer is dropped, and the signal with it
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from streamserve.agents.worker import Worker
 
     found = settings()
