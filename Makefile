@@ -30,8 +30,8 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## one workload, four contestants: the floor, streamserve, a careful loop, stock Faust
-	$(BIN)/python bench/contest.py $(ARGS)
+bench: $(STAMP)  ## what an event costs, how soon it is answered, and how both grow: about half an hour
+	$(BIN)/streamserve bench $(ARGS)
 
 format: $(STAMP)  ## mend what check finds, where a tool can
 	$(BIN)/ruff format .

@@ -1,176 +1,100 @@
-"""The contest: the same flights, views and model for ONNX Runtime alone, streamserve, a careful loop, and stock Faust.
+"""The contest: the same flights, views and model for ONNX Runtime alone, streamserve, a careful loop and stock Faust.
 
-    python bench/contest.py [--rounds 3] [--repeats 4] [--json FILE]
-
-Contestants are interleaved (forwards in odd rounds, backwards in even ones), each in a process of its own, against one
-broker and one Redis on this machine. CPU is the client process's, from the first tenth of its output to its end.
+Contestants are interleaved, forwards in odd rounds and backwards in even ones, each in processes of its own, against
+one broker and one Redis on this machine. CPU is the client processes', from the first tenth of the output to the last.
+The uniform part is the same for the first, second and fourth of them, on keys that no cache knows.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
-from measure import Cost, Progress, rss_mib, watch
-from world import NAME, VERSION, World, forget_group, fresh_topic, prepare
+from bench.flights import VERSION, World
+from bench.measure import Cost
+from bench.workers import drain, script
 
-from streamserve.adapters.onnx import OnnxSession
-from streamserve.dev import reset, services
-from streamserve.settings import Settings
-
-HERE = Path(__file__).parent
-BATCH = 2000
-DEADLINE_S = 240.0
+FLOOR, STREAMSERVE, TWO = "ONNX Runtime alone", "streamserve", "streamserve, two workers"
+LOOP, FAUST, SUM = "careful loop", "stock Faust", "summed floor"
+STAGES = ("decode", "route", "enrich", "score", "emit")
+REST = "Kafka client and the rest"
+FLIGHTS = 336_776  # events that are no repetition
+ROWS = 2000  # where a worker's own batches are not known
+Tell = Callable[[str], None]
+Results = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Contestant:
+    """events: how many of the topic's it is given; slow ones get fewer."""
+
     name: str
     events: int
-    run: Callable[[World, int], Cost]
+    run: Callable[[int], Cost]
+
+
+def contestants(world: World, loop_events: int, faust_events: int) -> list[Contestant]:
+    """All five."""
+    few, fewest = min(loop_events, world.events), min(faust_events, world.events)
+
+    def by_hand(module: str) -> Callable[[int], Cost]:
+        return lambda events: script(world.project, module, world.topic, events, world.careful)
+
+    return [
+        Contestant(FLOOR, world.events, lambda events: floor(world, events)),
+        Contestant(STREAMSERVE, world.events, lambda n: drain(world.project, world.topology, world.name, n)),
+        Contestant(TWO, world.events, lambda n: drain(world.project, world.topology, world.name, n, 2)),
+        Contestant(LOOP, few, by_hand("bench.loops.plain_loop")),
+        Contestant(FAUST, fewest, by_hand("bench.loops.stock_faust")),
+    ]
 
 
 def floor(world: World, events: int) -> Cost:
     """ONNX Runtime alone, on the same matrices, one thread."""
-    matrix = np.load(world.matrix)
-    session = OnnxSession(world.model)
-    parts = [matrix[at : at + BATCH] for at in range(0, len(matrix), BATCH)]
-    for part in parts[:20]:
-        session.run({"features": part}, ["probabilities"])
-    started, cpu, done = time.monotonic(), time.process_time(), 0
-    while done < events:
-        for part in parts:
-            session.run({"features": part}, ["probabilities"])
-            done += len(part)
-    return Cost(done, time.monotonic() - started, time.process_time() - cpu, rss_mib(os.getpid()))
+    return alone(world, "ort", world.model, world.matrix, "features", events)
 
 
-def streamserve(world: World, events: int) -> Cost:
-    """A worker, as a user starts it."""
-    progress = Progress(world.settings.bootstrap or "", f"{NAME}.predictions")
-    command = [sys.executable, "-m", "streamserve", "worker", str(world.topology), "--web-port", "0"]
-    try:
-        return _run(command, world.streamserve(), progress, events)
-    finally:
-        progress.close()
-        forget_group(world, f"streamserve.{NAME}")
+def alone(world: World, *words: object) -> Cost:
+    """One part of the work in a process of its own."""
+    return Cost.of(world.project.child("bench.alone", *words))
 
 
-def script(name: str) -> Callable[[World, int], Cost]:
-    """One of the contestants beside this file."""
-
-    def run(world: World, events: int) -> Cost:
-        group = f"{name}-{uuid.uuid4().hex[:8]}"
-        output = fresh_topic(world, f"bench.out.{group}")
-        progress = Progress(world.settings.bootstrap or "", output)
-        try:
-            return _run([sys.executable, str(HERE / f"{name}.py")], world.environ(group, output), progress, events)
-        finally:
-            progress.close()
-
-    return run
-
-
-def _run(command: list[str], environ: dict[str, str], progress: Progress, events: int) -> Cost:
-    log = Path(environ["BENCH_LOG"])
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=environ, stdout=stream, stderr=stream)
-    try:
-        return watch(process.pid, progress, events, DEADLINE_S)
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def contest(world: World, rounds: int, faust_events: int, loop_events: int) -> dict[str, list[Cost]]:
-    entries = [
-        Contestant("ONNX Runtime alone", world.events, floor),
-        Contestant("streamserve", world.events, streamserve),
-        Contestant("careful loop", min(loop_events, world.events), script("plain_loop")),
-        Contestant("stock Faust", min(faust_events, world.events), script("stock_faust")),
-    ]
+def in_rounds(entries: list[Contestant], rounds: int, tell: Tell) -> dict[str, list[Cost]]:
+    """Every contestant once a round, in turns forwards and backwards."""
     found: dict[str, list[Cost]] = {entry.name: [] for entry in entries}
     for number in range(rounds):
         for entry in entries if number % 2 == 0 else entries[::-1]:
-            cost = entry.run(world, entry.events)
+            cost = entry.run(entry.events)
             found[entry.name].append(cost)
-            print(
-                f"round {number + 1}  {entry.name:<20} {cost.rate:>9,.0f}/s  {cost.us:7.2f} us  {cost.rss:5.0f} MiB",
-                flush=True,
+            tell(
+                f"round {number + 1}  {entry.name:<26} {cost.rate:>9,.0f}/s  {cost.us:7.2f} us  {cost.rss[1]:5.0f} MiB"
             )
     return found
 
 
-def table(found: dict[str, list[Cost]]) -> str:
-    """Medians, with minimum and maximum; the ratio of CPU to the floor."""
-    base = statistics.median(cost.us for cost in found["ONNX Runtime alone"])
-    lines = ["| contestant | events/s | CPU, us an event | times the floor | RSS, MiB |", "|---|---|---|---|---|"]
-    for name, costs in found.items():
-        rates, us = [c.rate for c in costs], [c.us for c in costs]
-        lines.append(
-            f"| {name} | {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) "
-            f"| {statistics.median(us):.2f} ({min(us):.2f} to {max(us):.2f}) "
-            f"| {statistics.median(us) / base:.2f} | {statistics.median(c.rss for c in costs):.0f} |"
-        )
-    return "\n".join(lines)
+def as_results(found: dict[str, list[Cost]]) -> Results:
+    """For the JSON file."""
+    return {"runs": {name: [cost.as_dict() for cost in costs] for name, costs in found.items()}}
 
 
-def machine() -> dict[str, str]:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    libraries = ("streamserve", "onnxruntime", "confluent-kafka", "pyarrow", "pyruhvro", "faust-streaming", "fastavro")
-    return {
-        "cpu": f"{os.cpu_count()} x {model}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in libraries},
-    }
+def contest(world: World, rounds: int, loop_events: int, faust_events: int, tell: Tell) -> Results:
+    """All contestants, and the pipeline's CPU by stage, in batches as large as the worker's were."""
+    found = in_rounds(contestants(world, loop_events, faust_events), rounds, tell)
+    return {**as_results(found), "stages": stages(world, found[STREAMSERVE], rounds, tell)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=4, help="times the 336,776 flights")
-    parser.add_argument("--loop-events", type=int, default=300_000)
-    parser.add_argument("--faust-events", type=int, default=15_000)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    folder = Path(".streamserve/bench").resolve()
-    reset(folder / "services")  # what an earlier run left in the topics would be read again
-    with services(folder / "services", progress=print) as found:
-        settings = Settings.load().model_copy(update={"bootstrap": found.bootstrap, "redis_url": found.redis_url})
-        world = prepare(folder, settings, given.repeats)
-        costs = contest(world, given.rounds, given.faust_events, given.loop_events)
-    print(table(costs))
-    if given.json:
-        body = {
-            "machine": machine(),
-            "version": VERSION,
-            "runs": {name: [vars(c) | {"rate": c.rate, "us": c.us} for c in runs] for name, runs in costs.items()},
-        }
-        given.json.write_text(json.dumps(body, indent=1) + "\n")
+def stages(world: World, seen: list[Cost], rounds: int, tell: Tell) -> list[dict[str, object]]:
+    """CPU microseconds an event by stage, once a round."""
+    sizes = [cost.rows for cost in seen if cost.rows]
+    rows = round(sum(sizes) / len(sizes)) if sizes else ROWS
+    words = (world.topology, VERSION, world.sample, rows, min(world.events, FLIGHTS))
+    found = [world.project.child("bench.stages", *words) for _ in range(rounds)]
+    tell(f"stages, {rows} rows a batch: {found[-1]}")
+    return [{"rows": rows, **one} for one in found]
 
 
-if __name__ == "__main__":
-    main()
+def uniform(world: World, rounds: int, loop_events: int, tell: Tell) -> Results:
+    """The floor, streamserve and the careful loop on uniformly drawn keys."""
+    wanted = (FLOOR, STREAMSERVE, LOOP)
+    entries = [entry for entry in contestants(world, loop_events, 0) if entry.name in wanted]
+    return as_results(in_rounds(entries, rounds, tell))

@@ -19,6 +19,7 @@ from streamserve.errors import StreamserveError
 
 # name: (file:attribute, help). The help stands here so that `streamserve -h` imports none of them.
 COMMANDS = {
+    "bench": ("bench:bench", "Measure what an event costs, in a checkout."),
     "check": ("check:check", "Validate a topology file, and draw it."),
     "dead-letters": ("dead_letters:dead_letters", "Look at events that could not be scored."),
     "demo": ("demo:demo", "Score nine months of real flights, end to end."),

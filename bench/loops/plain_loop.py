@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 
-from careful import Careful
 from confluent_kafka import Consumer, Producer
 
 
@@ -22,7 +22,7 @@ def main() -> None:
         }
     )
     producer = Producer({**common, "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"})
-    careful = Careful()
+    scorer = importlib.import_module(os.environ["BENCH_SCORER"]).Scorer()
     consumer.subscribe([topic])
     committed = time.monotonic()
     while True:
@@ -30,7 +30,7 @@ def main() -> None:
         if first is None:
             continue
         messages = [m for m in (first, *consumer.consume(499, 0)) if m.error() is None]
-        values = careful.score(topic, [(m.partition(), m.offset(), m.value()) for m in messages])
+        values = scorer.score(topic, [(m.partition(), m.offset(), m.value()) for m in messages])
         for message, value in zip(messages, values, strict=True):
             while True:
                 try:

@@ -6,7 +6,8 @@ import os
 import sys
 
 import faust
-from careful import Careful
+
+from bench.loops.flights import Scorer
 
 app = faust.App(
     os.environ["BENCH_GROUP"],
@@ -15,11 +16,11 @@ app = faust.App(
     web_enabled=False,
     consumer_auto_offset_reset="earliest",
     topic_disable_leader=True,
-    datadir=os.environ["BENCH_FOLDER"] + "/faust",
+    datadir=os.environ["STREAMSERVE_HOME"] + "/faust",
 )
 source = app.topic(os.environ["BENCH_TOPIC"], value_type=bytes, value_serializer="raw", key_type=bytes)
 target = app.topic(os.environ["BENCH_OUTPUT"], value_type=bytes, value_serializer="raw", key_type=bytes)
-careful = Careful()
+scorer = Scorer()
 
 
 @app.agent(source)
@@ -27,7 +28,7 @@ async def scoring(stream: faust.Stream[bytes]) -> None:
     """Events in, predictions out."""
     async for events in stream.take_events(500, within=1):
         records = [(e.message.partition, e.message.offset, e.value) for e in events]
-        for event, value in zip(events, careful.score(source.get_topic_name(), records), strict=True):
+        for event, value in zip(events, scorer.score(source.get_topic_name(), records), strict=True):
             await target.send(key=event.key, value=value)
 
 

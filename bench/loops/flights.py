@@ -1,4 +1,4 @@
-"""What the per-record contestants share: decoding, features and encoding, each an event at a time, done with care.
+"""Scoring of flights by hand: decoding, features and encoding, each an event at a time, done with care.
 
 No streamserve code: this is what a good engineer writes by hand around confluent-kafka, fastavro, Redis and ONNX
 Runtime. Everything that can be looked up ahead of time is.
@@ -37,12 +37,11 @@ OUTPUT = fastavro.parse_schema(
 )
 
 
-class Careful:
-    """Scores batches of (partition, offset, value). Paths and keys come from the benchmark's environment."""
+class Scorer:
+    """Scores batches of (partition, offset, value). BENCH_ABOUT names a file of paths, keys and defaults."""
 
     def __init__(self) -> None:
-        folder = Path(os.environ["BENCH_FOLDER"])
-        about = json.loads((folder / "careful.json").read_text())
+        about = json.loads(Path(os.environ["BENCH_ABOUT"]).read_text())
         self.prefixes = about["prefixes"]  # view: key prefix
         self.views = about["views"]  # view: (key fields, number of fields, max age in ms, defaults)
         self.codes = {name: {v: i + 2 for i, v in enumerate(values)} for name, values in about["vocabularies"].items()}
@@ -55,7 +54,6 @@ class Careful:
             name: np.dtype([("time", "<i8"), ("values", "<f4", (count,))])
             for name, (_, count, _, _) in self.views.items()
         }
-        self.offsets: dict[int, tuple[int, int]] = {}
 
     def score(self, topic: str, records: list[tuple[int, int, bytes]]) -> list[bytes]:
         """One encoded prediction a record, in order."""
