@@ -6,8 +6,10 @@ enter: bytes of events, schema ids, a decision about which way an event takes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -250,7 +252,9 @@ _KINDS: dict[str, set[type]] = {
     "string": {str},
     "enum": {str},
     "record": {dict},
+    "array": {list},
 }
+FLOAT32_END = 3.4028235677973366e38  # from here on a float32 is infinite
 
 
 def whole(column: Column, events: Sequence[Any]) -> pa.Array | None:
@@ -262,6 +266,8 @@ def whole(column: Column, events: Sequence[Any]) -> pa.Array | None:
         values = events
         for f in column.trail:
             values = _step(f, values)
+        if column.node.without_null()[0].kind == "array":
+            return _number_lists(column, values)
         array = column.build(values)
     except MISFITS:
         return None
@@ -269,6 +275,25 @@ def whole(column: Column, events: Sequence[Any]) -> pa.Array | None:
     if kind in ("float", "double") and not pc.all(pc.is_finite(array), min_count=0).as_py():
         return None
     return array
+
+
+def _number_lists(column: Column, lists: Sequence[list[Any] | None]) -> pa.Array:
+    """Lists of numbers, all finite, as a column: 70 us a list of 784, where a converter for each number takes 400.
+
+    Raises one of `MISFITS` where they need a look one by one.
+    """
+    inner = column.node.without_null()[0].inner
+    flat = list(chain.from_iterable(one for one in lists if one is not None))
+    if inner.kind not in ("float", "double") or not set(map(type, flat)) <= {float, int}:
+        raise TypeError("not plainly numbers")
+    numbers = np.array(flat, np.float64)
+    largest = np.abs(numbers).max(initial=0)  # NaN, if there is one
+    if not largest < (FLOAT32_END if inner.kind == "float" else math.inf):
+        raise TypeError("too large, or not finite")
+    starts = np.cumsum([0, *(0 if one is None else len(one) for one in lists)], dtype=np.int32)
+    null = pa.array([one is None for one in lists])
+    items = pa.array(numbers).cast(column.type.value_type, safe=False)
+    return pa.ListArray.from_arrays(pa.array(starts), items, type=column.type, mask=null)
 
 
 def _step(f: Field, values: Sequence[Any]) -> list[Any]:
