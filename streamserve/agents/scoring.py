@@ -1,16 +1,17 @@
 """The scoring agent: micro-batches in, predictions out, in order, several in flight.
 
-Batches are worked on by a few threads (decode, Redis and ONNX Runtime release the GIL) and sent by one, in the order
-in which they were read. Whatever fails here that is not one event's fault stops the worker before anything of the
-batch is committed.
+Batches are worked on by a few threads (decode, Redis and ONNX Runtime release the GIL), each of which sends its own
+when its turn comes: in the order in which they were read. Whatever fails here that is not one event's fault stops the
+worker before anything of the batch is committed.
 """
 
 from __future__ import annotations
 
-import asyncio
+import heapq
 import logging
+import threading
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -50,43 +51,49 @@ class Scoring:
     ) -> None:
         self._pipeline, self._outlet = pipeline, outlet
         self._control, self._record, self._on_failure = control, record, on_failure
-        self._workers = ThreadPoolExecutor(in_flight, "score")
-        self._sender = ThreadPoolExecutor(1, "send")
-        self._order: asyncio.Queue[Awaitable[OutputBatch]] = asyncio.Queue()
+        self._workers = [ThreadPoolExecutor(1, f"score-{number}") for number in range(in_flight)]
+        self._idle = list(range(in_flight))  # a heap
+        self._turn = threading.Condition()
+        self._taken = self._sent = 0
+        self._failed = False
 
     async def agent(self, batches: AsyncIterable[RawBatch]) -> None:
         """The Faust agent's function."""
-        sending = asyncio.ensure_future(self._send_in_order())
-        loop = asyncio.get_running_loop()
+        async for raw in batches:
+            with self._turn:
+                number, self._taken = self._taken, self._taken + 1
+                # The first of those that are idle: under a light load it is always the same, and its caches are warm
+                worker = heapq.heappop(self._idle) if self._idle else number % len(self._workers)
+            self._workers[worker].submit(self._work, worker, number, raw)
+
+    def _work(self, worker: int, number: int, raw: RawBatch) -> None:
+        """A batch from its bytes to the client's queue, in one thread: each hand-over would cost 0.3 ms."""
         try:
-            async for raw in batches:
-                self._order.put_nowait(loop.run_in_executor(self._workers, self._process, raw))
-        finally:
-            sending.cancel()
+            batch = self._pipeline.process(raw, self._control(), time.time_ns() // 1_000_000)
+            with self._turn:
+                self._turn.wait_for(lambda: self._failed or self._sent == number)
+                if self._failed:
+                    return
+            self._send(batch)
+        except BaseException as error:
+            LOG.debug("a batch failed", exc_info=True)
+            with self._turn:
+                self._failed = True
+                self._turn.notify_all()
+            self._on_failure(error)
+            return
+        with self._turn:
+            self._sent += 1
+            if worker not in self._idle:
+                heapq.heappush(self._idle, worker)
+            self._turn.notify_all()
+        self._outlet.finished()
 
-    def _process(self, raw: RawBatch) -> OutputBatch:
-        return self._pipeline.process(raw, self._control(), time.time_ns() // 1_000_000)
-
-    def _send(self, batch: OutputBatch) -> Sent:
+    def _send(self, batch: OutputBatch) -> None:
         started = time.monotonic_ns()
         self._outlet.send(batch)
-        return Sent(at_ms=time.time_ns() // 1_000_000, took_ns=time.monotonic_ns() - started)
-
-    async def _send_in_order(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            working = await self._order.get()
-            try:
-                batch = await working
-                self._record(batch, await loop.run_in_executor(self._sender, self._send, batch))
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                LOG.debug("a batch failed", exc_info=True)
-                self._on_failure(error)
-                return
-            self._outlet.finished()
+        self._record(batch, Sent(at_ms=time.time_ns() // 1_000_000, took_ns=time.monotonic_ns() - started))
 
     def close(self) -> None:
-        self._workers.shutdown(wait=False, cancel_futures=True)
-        self._sender.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.shutdown(wait=False, cancel_futures=True)

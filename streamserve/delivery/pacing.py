@@ -8,9 +8,9 @@ b is paid each time; waiting longer than the target allows helps nobody. So the 
 - what a batch's first event waits besides, in queues and for sending: a high quantile of late.
 
 From these follows the longest wait that keeps that event within the target; and, where the target leaves no room, the
-shortest one at which the batches still take less than a share of a core, because beyond that everything waits. Nobody
-waits where next to nothing is expected to come meanwhile, and nothing waits under a backlog: the rows are there
-already. Pure: times are given.
+shortest one at which what batches cost before their first row is still a share of a core, because beyond that all wait
+anyway. Nobody waits where next to nothing is expected to come meanwhile, and nothing waits under a backlog: the rows
+are there already. Pure: times are given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 MEMORY = 0.97  # weight of what was known, at each batch: the last 30 or so count
 SAFE = 0.7  # of the target: what is planned with; the rest is for what was not foreseen
 LONGEST_S = 0.25
-SHARE = 0.6  # of one core (Python's lock lets no more than one run): what batches may take
+SHARE = 0.6  # of one core, what b may take: it is mostly Python, and Python's lock lets one thread run
 QUANTILE, STEP = 0.9, 0.1  # of the waits besides, and how fast it is followed
 LEAST_S = 0.2e-3  # below this a quantile is followed no finer
 WORTHWHILE = 2.0  # rows that must be expected to come during a wait
@@ -100,11 +100,9 @@ class Pace:
     def wait(self) -> tuple[int, float]:
         """Until how many rows, and for how many seconds, the next read may wait after its first record."""
         cost = self.costs.get(self._version) or BatchCost()
-        busy = cost.a * self.rate  # of a core, with the largest of batches
-        in_time = (SAFE * self.target - self.besides - cost.b) / (
-            1 + busy
-        )  # wait + a*rate*wait + b + besides = planned
-        bearable = cost.b / (SHARE - busy) if busy < SHARE else LONGEST_S  # (a*rate*wait + b) / wait = SHARE
+        # wait + a*rate*wait + b + besides = planned; b / wait = SHARE
+        in_time = (SAFE * self.target - self.besides - cost.b) / (1 + cost.a * self.rate)
+        bearable = min(cost.b / SHARE, self.target)
         seconds = min(max(in_time, bearable), LONGEST_S)
         if self.rate * seconds < WORTHWHILE:
             return 1, 0.0
