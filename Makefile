@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.ready-$(shell cksum pyproject.toml | cut -d' ' -f1)
+STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.c | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench clean

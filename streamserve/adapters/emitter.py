@@ -28,6 +28,7 @@ FLUSH_SLICE_S = 0.5  # how long a flush waits before it looks whether the worker
 FLUSH_S = 60.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
 QUEUE_MESSAGES = 200_000
 QUEUE_KBYTES = 256 * 1024
+LINGER_MS = 1  # a micro-batch comes in one go: what is waited for here is not more rows, but latency
 METADATA_MS = 5_000  # a leader that went with its broker is looked for again; the default of 300 s outlasts a flush
 BATCH_BYTES = 1_000_000  # librdkafka's default; the broker holds a topic's limit against the whole batch
 CLIENT_BYTES = 4 << 20
@@ -58,6 +59,7 @@ class AtLeastOnceEmitter:
             batch_size=min(BATCH_BYTES, *limits.values()),
             topic_metadata_refresh_interval_ms=METADATA_MS,
             compression_type="lz4",
+            linger_ms=LINGER_MS,
             on_delivery=messages.on_delivery,
         )
         messages.producer = self._producer

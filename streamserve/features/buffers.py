@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from streamserve.records import EventBatch, Int32s
 
 Mask = NDArray[np.bool_]
+FEW = 300  # rows up to which a dict encodes a text column faster than Arrow, which takes 65 us whatever there is
 
 
 def valid(array: pa.Array) -> Mask | None:
@@ -47,7 +48,7 @@ class Coded:
     """A text column by its distinct values. codes: of each row an index into `values`; -1: null."""
 
     codes: Int32s
-    values: pa.StringArray
+    values: list[str]
 
 
 class Texts:
@@ -66,8 +67,13 @@ class Texts:
 
 
 def _encode(column: pa.Array) -> Coded:
-    found = (column if pa.types.is_string(column.type) else column.cast(pa.string())).dictionary_encode()
+    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+    if len(text) <= FEW:
+        index: dict[str, int] = {}
+        each = [-1 if one is None else index.setdefault(one, len(index)) for one in text.to_pylist()]
+        return Coded(np.array(each, np.int32), list(index))
+    found = text.dictionary_encode()
     codes, there = numbers(found.indices, np.int32).astype(np.int32), valid(found.indices)
     if there is not None:
         codes[~there] = -1
-    return Coded(codes, found.dictionary)
+    return Coded(codes, found.dictionary.to_pylist())

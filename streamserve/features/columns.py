@@ -91,7 +91,7 @@ class BatchColumns:
             assert feature.kind == "category"  # noqa: S101
             text = self._texts.of(feature.path)
             known = _places(vocabulary)
-            codes = [known.get(value, UNSEEN_CODE) for value in text.values.to_pylist()]
+            codes = [known.get(value, UNSEEN_CODE) for value in text.values]
             table = np.array([*codes, MISSING_CODE], np.int32)  # code -1, a null, reads the last
             self._codes[key] = Column(table[text.codes])
         return self._codes[key]

@@ -24,7 +24,6 @@ from streamserve.records import EventBatch, FeatureStatus, Int32s, Int64s, Uint8
 from streamserve.topology import View
 
 PREFIX = "streamserve"
-ESCAPED = (b"\\", b"\x1f")
 MAX_GRID = 100_000  # combinations of key parts that are counted on a grid; beyond it they are sorted
 SEPARATOR = "\x1f"  # between the values of a composite key; escaped where a value holds it
 SEPARATOR_BYTES = SEPARATOR.encode()
@@ -122,13 +121,12 @@ def _combine(codes: Sequence[Int32s], sizes: Sequence[int]) -> tuple[list[list[i
     return [one.tolist() for one in np.unravel_index(met, sizes)], number[place]
 
 
-def _escaped(values: pa.StringArray) -> list[bytes]:
+def _escaped(values: Sequence[str]) -> list[bytes]:
     """Texts as key parts."""
-    plain: list[bytes] = values.view(pa.binary()).to_pylist()
-    data = values.buffers()[2]
-    if data is None or not any(mark in bytes(data) for mark in ESCAPED):
-        return plain
-    return [_escape(value.decode()).encode() for value in plain]
+    together = "".join(values)
+    if "\\" in together or SEPARATOR in together:
+        return [_escape(value).encode() for value in values]
+    return [value.encode() for value in values]
 
 
 class StoredRows:

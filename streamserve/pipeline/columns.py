@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from streamserve.errors import SchemaError
+from streamserve.features.buffers import numbers, valid
 from streamserve.records import Reject, Stage
 
 if TYPE_CHECKING:
@@ -286,13 +287,13 @@ def _number_lists(column: Column, lists: Sequence[list[Any] | None]) -> pa.Array
     flat = list(chain.from_iterable(one for one in lists if one is not None))
     if inner.kind not in ("float", "double") or not set(map(type, flat)) <= {float, int}:
         raise TypeError("not plainly numbers")
-    numbers = np.array(flat, np.float64)
-    largest = np.abs(numbers).max(initial=0)  # NaN, if there is one
+    doubles = np.array(flat, np.float64)
+    largest = np.abs(doubles).max(initial=0)  # NaN, if there is one
     if not largest < (FLOAT32_END if inner.kind == "float" else math.inf):
         raise TypeError("too large, or not finite")
     starts = np.cumsum([0, *(0 if one is None else len(one) for one in lists)], dtype=np.int32)
     null = pa.array([one is None for one in lists])
-    items = pa.array(numbers).cast(column.type.value_type, safe=False)
+    items = pa.array(doubles).cast(column.type.value_type, safe=False)
     return pa.ListArray.from_arrays(pa.array(starts), items, type=column.type, mask=null)
 
 
@@ -373,12 +374,10 @@ def is_time(type: pa.DataType) -> bool:
 def event_times(column: pa.Array, otherwise: Int64s) -> Int64s:
     """Milliseconds since 1970 of each row (rounded down), and `otherwise` where the column is null."""
     type = column.type
-    numbers = column.view(pa.int32()).cast(pa.int64()) if pa.types.is_date32(type) else column.view(pa.int64())
-    values: Int64s = pc.fill_null(numbers, 0).to_numpy()
+    values = numbers(column, np.int32 if pa.types.is_date32(type) else np.int64).astype(np.int64)
     if pa.types.is_date32(type):
         values = values * DAY_MS
     elif pa.types.is_timestamp(type) and type.unit != "ms":
         values = values // (1_000 if type.unit == "us" else 1_000_000)
-    if column.null_count:
-        values = np.where(column.is_valid().to_numpy(zero_copy_only=False), values, otherwise)
-    return values
+    there = valid(column)
+    return values if there is None else np.where(there, values, otherwise)
