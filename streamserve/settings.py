@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     batch_bytes: int = Field(
         default=16 << 20,
         ge=1024,
-        le=1 << 30,
+        le=1 << 28,
         description="Bytes of keys and values of a micro-batch, at about which it is closed: bounds memory.",
     )
     batches_in_flight: int = Field(

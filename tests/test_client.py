@@ -353,6 +353,15 @@ def test_a_plugin_of_the_user_s_stays(monkeypatch, endpoints):
     assert seen[0].startswith("mine;")
 
 
+@pytest.mark.services
+def test_an_assignment_that_comes_while_the_consumer_closes_is_let_be(endpoints, topic):
+    """`close` answers what the group has pending, callbacks included; the reader's queue is gone by then."""
+    reading = Reading(endpoints, topic, compiled=True)
+    reading.reader.close()
+    reading.take([0, 1, 2])
+    reading.consumer.close()
+
+
 def test_without_a_compiled_part_clients_are_plain(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     assert native.make_client(lambda config: config, {"a": 1}) == ({"a": 1}, None)

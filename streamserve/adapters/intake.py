@@ -74,7 +74,7 @@ class Intake:
         self._stopping = threading.Event()
         self._next_commit = 0.0
         self._admin = clients.admin()
-        self._reader: BatchReader
+        self._reader: BatchReader | None = None
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
         self.hooks: list[BoundaryHook] = []
         self.commits = 0
@@ -156,7 +156,8 @@ class Intake:
             self._on_failure(error)
         finally:
             if consumer is not None:
-                self._reader.close()
+                if self._reader is not None:
+                    self._reader.close()
                 consumer.close()
 
     def _open_reader(self, consumer: Consumer, handle: Handle | None) -> BatchReader:
@@ -174,6 +175,7 @@ class Intake:
             self._lag = self._measure_lag(consumer)
         if not self._wait_for_room():
             return
+        assert self._reader is not None  # noqa: S101  (opened before the first turn)
         for batch in self._reader.read(self._fill()):
             with self._state:
                 self._pace.arrived(len(batch), time.monotonic())
@@ -289,7 +291,8 @@ class Intake:
         placed = starting_positions(consumer, partitions, self._settings, self._count)
         with self._state:
             epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)
-        self._reader.take(placed)
+        if self._reader is not None:
+            self._reader.take(placed)
         consumer.incremental_assign(placed)
         LOG.info("took up partitions %s (intake epoch %d)", [tp.partition for tp in placed], epoch)
 
@@ -306,7 +309,8 @@ class Intake:
         with self._state:
             self._gate.close(keys)
             self._ledger.forget(keys)
-        self._reader.release(partitions)
+        if self._reader is not None:
+            self._reader.release(partitions)
         consumer.incremental_unassign(partitions)
         LOG.info("gave up partitions %s", [tp.partition for tp in partitions])
 

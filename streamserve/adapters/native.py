@@ -21,7 +21,6 @@ from streamserve.native import Column, Signature, load, path_of
 
 LOG = logging.getLogger("streamserve.native")
 PLUGIN = "plugin.library.paths"
-QUEUE_FULL = -184  # RD_KAFKA_RESP_ERR__QUEUE_FULL
 _making = threading.Lock()
 _Client = TypeVar("_Client")
 
@@ -50,7 +49,6 @@ class Batch(Structure):
 _FUNCTIONS: dict[str, Signature] = {
     "bind_library": (c_char_p, [c_char_p]),
     "take_client": (c_void_p, []),
-    "release_client": (None, [c_void_p]),
     "client_counts": (c_int, [c_void_p, POINTER(c_int64), POINTER(c_char_p)]),
     "topic_new": (c_void_p, [c_void_p, c_char_p]),
     "topic_free": (None, [c_void_p]),
@@ -93,7 +91,7 @@ def _client_library() -> str | None:
 
 
 class Handle:
-    """A client that was made with the plugin. What it counts outlives the client."""
+    """A client that was made with the plugin. What it counts outlives the client, and is never freed."""
 
     def __init__(self, lib: ctypes.CDLL, pointer: int) -> None:
         self.lib, self.pointer = lib, pointer
@@ -111,9 +109,6 @@ class Handle:
         both, topic = (c_int64 * 2)(), c_char_p()
         error = self.lib.client_counts(self.pointer, both, byref(topic))
         return both[0], both[1], error, (topic.value or b"").decode()
-
-    def __del__(self) -> None:
-        self.lib.release_client(self.pointer)
 
 
 def make_client(

@@ -19,7 +19,7 @@ from streamserve.native import from_arrays, to_column
 from streamserve.records import Outgoing, RawBatch
 
 LOG = logging.getLogger("streamserve.packed")
-LEAD_S = 0.05
+LEAD_S, LONGEST_LEAD_S = 0.05, 1.0  # between two tries to lead a partition of which nothing has come; it grows
 
 
 class PackedReader:
@@ -41,10 +41,15 @@ class PackedReader:
         self._epoch, self._where = epoch, where
         self._beside = MessageReader(consumer, epoch, where)
         self._unsure: set[int] = set()  # partitions of which nothing has come yet
-        self._next_lead = 0.0
-        self._reader = self._lib.reader_new(handle.pointer, max_rows)
+        self._next_lead, self._pause = 0.0, LEAD_S
+        self._reader: int | None = self._lib.reader_new(handle.pointer, max_rows)
+        if not self._reader:
+            raise MemoryError("no room for a reader")
 
     def take(self, partitions: Sequence[TopicPartition]) -> None:
+        if not self._reader:
+            return  # the consumer closes, and answers an assignment that came late
+        self._next_lead, self._pause = 0.0, LEAD_S
         self._lead(tp.partition for tp in partitions)
         self._unsure.update(tp.partition for tp in partitions)
 
@@ -64,7 +69,8 @@ class PackedReader:
         the first record on that comes, it is sure: a new life begins when all former ones have ended.
         """
         if self._unsure and monotonic() >= self._next_lead:
-            self._next_lead = monotonic() + LEAD_S
+            self._next_lead = monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_LEAD_S)
             self._lead(self._unsure)
 
     def read(self, fill: Fill) -> Iterator[RawBatch]:
@@ -131,6 +137,7 @@ class PackedReader:
 
     def close(self) -> None:
         self._lib.reader_free(self._reader)
+        self._reader = None
 
 
 def _blank(rows: int, data: int) -> tuple[Any, Any, Any]:
@@ -148,7 +155,10 @@ class PackedWriter:
     def write(self, out: Outgoing, start: int) -> tuple[int, KafkaError | None]:
         topic = self._topics.get(out.topic)
         if topic is None:
-            topic = self._topics[out.topic] = self._lib.topic_new(self._handle.pointer, out.topic.encode())
+            topic = self._lib.topic_new(self._handle.pointer, out.topic.encode())
+            if not topic:
+                return start, KafkaError(KafkaError._INVALID_ARG)  # noqa: SLF001
+            self._topics[out.topic] = topic
         error = c_int()
         columns = [to_column(array) for array in (out.keys, out.values, out.headers)]
         stamps = np.ascontiguousarray(out.timestamps, np.int64)

@@ -7,7 +7,6 @@ worker before anything of the batch is committed.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 import time
@@ -52,7 +51,7 @@ class Scoring:
         self._pipeline, self._outlet = pipeline, outlet
         self._control, self._record, self._on_failure = control, record, on_failure
         self._workers = [ThreadPoolExecutor(1, f"score-{number}") for number in range(in_flight)]
-        self._idle = list(range(in_flight))  # a heap
+        self._load = [0] * in_flight  # batches of each
         self._turn = threading.Condition()
         self._taken = self._sent = 0
         self._failed = False
@@ -62,8 +61,9 @@ class Scoring:
         async for raw in batches:
             with self._turn:
                 number, self._taken = self._taken, self._taken + 1
-                # The first of those that are idle: under a light load it is always the same, and its caches are warm
-                worker = heapq.heappop(self._idle) if self._idle else number % len(self._workers)
+                # The first of the least busy: under a light load it is always the same, and its caches are warm
+                worker = min(range(len(self._load)), key=self._load.__getitem__)
+                self._load[worker] += 1
             self._workers[worker].submit(self._work, worker, number, raw)
 
     def _work(self, worker: int, number: int, raw: RawBatch) -> None:
@@ -84,8 +84,7 @@ class Scoring:
             return
         with self._turn:
             self._sent += 1
-            if worker not in self._idle:
-                heapq.heappush(self._idle, worker)
+            self._load[worker] -= 1
             self._turn.notify_all()
         self._outlet.finished()
 
@@ -95,5 +94,9 @@ class Scoring:
         self._record(batch, Sent(at_ms=time.time_ns() // 1_000_000, took_ns=time.monotonic_ns() - started))
 
     def close(self) -> None:
+        """Nothing more is sent; whoever waits for its turn gives up."""
+        with self._turn:
+            self._failed = True
+            self._turn.notify_all()
         for worker in self._workers:
             worker.shutdown(wait=False, cancel_futures=True)

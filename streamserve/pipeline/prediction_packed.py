@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from streamserve.errors import SettingsError
 from streamserve.native import Column, from_arrays, load, to_column
 from streamserve.pipeline import framing
 from streamserve.pipeline.prediction import Predicted, Provenance
 
 NUMBER = 10  # bytes of an Avro long at most
 NUMBERS = 16  # at most, beside those that stand with each score and each status
+LARGEST = 2**31 - 1  # bytes that a column's offsets can count
 ID = 42  # bytes of "-partition-offset" at most
 
 
@@ -98,6 +100,12 @@ def encode(made: Predicted, about: Provenance, now_ms: int) -> pa.BinaryArray | 
     each += rollouts.longest + score_names.total + views.total + len(made.names) * (NUMBER + 8)
     each += len(made.views) * NUMBER * 2
     ids = 0 if made.event_ids is None else made.event_ids.nbytes
+    if each * len(made.rows) + ids > LARGEST:
+        raise SettingsError(
+            f"the predictions of a batch of {len(made.rows)} rows may come to more than 2 GiB",
+            where=about.topology,
+            mend="lower STREAMSERVE_BATCH_ROWS",
+        )
     data, starts = np.empty(each * len(made.rows) + ids, np.uint8), np.empty(len(made.rows) + 1, np.int32)
     lib.encode_predictions(byref(given), data.ctypes.data, starts.ctypes.data)
     return from_arrays(data, starts)
