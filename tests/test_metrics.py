@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -383,3 +386,27 @@ def test_nothing_is_recorded_event_by_event():
     found.record(batch((1,) * 20_000, rejects), SENT)
     assert calls == [("t", "score", "E")]
     assert samples(found.exposition(Reading()))["dead_letters_total", "score", "E"] == 20_000
+
+
+def test_a_batch_is_told_and_a_page_is_made_one_after_the_other():
+    """The threads that send tell of batches, the event loop makes pages; the clock that both ask sees one at a time."""
+    inside, most, seconds = [], [], itertools.count()
+
+    def cpu() -> float:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0)  # lets another thread in, if one can come
+        inside.pop()
+        return 1.0
+
+    found = Metrics("t", ABOUT, price=0.04, cpu=cpu, seconds=lambda: float(next(seconds)))
+    tellers = [threading.Thread(target=lambda: [found.record(batch(), SENT) for _ in range(20)]) for _ in range(3)]
+    for one in tellers:
+        one.start()
+    while any(one.is_alive() for one in tellers):
+        found.exposition(Reading())
+    for one in tellers:
+        one.join()
+    assert max(most) == 1
+    rows = re.search(rb"^streamserve_batch_rows_count\{[^}]*\} (\S+)$", found.exposition(Reading()), re.MULTILINE)
+    assert float(rows[1]) == 60

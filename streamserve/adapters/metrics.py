@@ -5,6 +5,7 @@ docs/operations.md lists each of them; a test keeps that list and what is expose
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
@@ -65,6 +66,7 @@ class Metrics:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self.registry = on = CollectorRegistry()
+        self._lock = threading.Lock()  # batches are told from the threads that send them, pages from the event loop
         self._topology, self._cost = topology, Cost(price, cpu=cpu, seconds=seconds)
         self._flows = _Flows(on, topology)
         self._times = _Timings(on, topology)
@@ -78,14 +80,16 @@ class Metrics:
         self._flows.rows_in_flight.inc(len(raw))
 
     def record(self, batch: OutputBatch, sent: Sent) -> None:
-        """A batch was sent. From one thread, that of the exposition."""
-        self._flows.record(batch)
-        self._times.record(batch, sent)
-        self._cost.add(batch.events)
+        """A batch was sent. From any thread."""
+        with self._lock:
+            self._flows.record(batch)
+            self._times.record(batch, sent)
+            self._cost.add(batch.events)
 
     def exposition(self, reading: Reading) -> bytes:
-        self._standing.reading = reading
-        return generate_latest(self.registry)
+        with self._lock:
+            self._standing.reading = reading
+            return generate_latest(self.registry)
 
 
 class _Flows:

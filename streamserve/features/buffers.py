@@ -43,6 +43,11 @@ def cut(array: pa.BinaryArray) -> tuple[NDArray[np.int64], pa.Buffer | None]:
     return np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4).astype(np.int64), data
 
 
+def as_text(array: pa.Array) -> pa.StringArray:
+    """A column as what its values are called."""
+    return array if pa.types.is_string(array.type) else array.cast(pa.string())
+
+
 @dataclass(frozen=True, slots=True)
 class Coded:
     """A text column by its distinct values. codes: of each row an index into `values`; -1: null."""
@@ -67,7 +72,7 @@ class Texts:
 
 
 def _encode(column: pa.Array) -> Coded:
-    text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+    text = as_text(column)
     if len(text) <= FEW:
         index: dict[str, int] = {}
         each = [-1 if one is None else index.setdefault(one, len(index)) for one in text.to_pylist()]

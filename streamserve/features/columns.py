@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from streamserve.features.buffers import Mask, Texts, numbers, valid
+from streamserve.features.buffers import Mask, Texts, as_text, numbers, valid
 from streamserve.features.catalogue import Atom, Catalogue
 from streamserve.features.rows import StoredRows
 from streamserve.features.timeparts import part_of, wall_clock
@@ -81,7 +81,7 @@ class BatchColumns:
         """A category as the text that a vocabulary would hold, for an input of strings."""
         feature = self._catalogue.pick(name).feature
         assert feature.kind == "category"  # noqa: S101
-        return to_column(_as_text(self.events.columns.column(feature.path)))
+        return to_column(as_text(self.events.columns.column(feature.path)))
 
     def codes(self, name: str, vocabulary: tuple[str, ...]) -> Column:
         """A category under a version's vocabulary, int32: 0 missing, 1 unseen, 2.. by place."""
@@ -107,8 +107,9 @@ class BatchColumns:
             return to_column(self.events.columns.column(name))
         feature = atom.feature
         if feature.kind == "stored":
-            view = pins.get(feature.view.name, feature.view)
-            return Column(self.stored.view(view).values[:, view.fields.index(atom.part)])
+            view, place = self.stored_at(name, pins)
+            assert view is not None  # noqa: S101
+            return Column(self.stored.view(view).values[:, place])
         if feature.kind == "parts":
             return self._time_part(feature, atom.part)
         if feature.kind == "vector":
@@ -222,7 +223,3 @@ def _is_flat(kind: pa.DataType) -> bool:
 @lru_cache(maxsize=1024)
 def _places(vocabulary: tuple[str, ...]) -> Mapping[str, int]:
     return {value: place + FIRST_CODE for place, value in enumerate(vocabulary)}
-
-
-def _as_text(array: pa.Array) -> pa.Array:
-    return array if pa.types.is_string(array.type) else array.cast(pa.string())

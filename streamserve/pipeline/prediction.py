@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyruhvro
 from numpy.typing import NDArray
 
+from streamserve.features.buffers import as_text
 from streamserve.pipeline import framing
 from streamserve.records import (
     Assignment,
@@ -151,8 +152,7 @@ def predicted(
     event_ids = None
     if about.event_id is not None:
         event_ids = events.columns.column(about.event_id)
-        event_ids = event_ids if all_scored else event_ids.take(pa.array(rows))
-        event_ids = event_ids if pa.types.is_string(event_ids.type) else event_ids.cast(pa.string())
+        event_ids = as_text(event_ids if all_scored else event_ids.take(pa.array(rows)))
     stamps, times = raw.timestamps[at], events.event_times[rows]
     # Where neither the event nor its record has a time, the batch has the record's -1
     has_time = ~((stamps < 0) & (times == stamps)) if about.has_event_time else None
