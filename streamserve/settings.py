@@ -102,6 +102,13 @@ class Settings(BaseSettings):
         le=60,
         description="Seconds between commits: what is repeated after a crash, against a flush each time.",
     )
+    transaction_interval: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="The same where delivery is exactly once: how late a read_committed reader sees a prediction, "
+        "against some 10 ms for each transaction's end.",
+    )
     store_timeout: float = Field(
         default=0.25,
         gt=0,

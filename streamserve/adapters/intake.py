@@ -2,6 +2,8 @@
 
 Every call to the consumer is made here, rebalance callbacks included (they run inside `poll`): a commit from another
 thread while a callback blocks can deadlock. A batch is handed over only when there is room for it.
+
+Two locks, taken in this order: `_output` (what is sent, and what a commit covers, are the same) and `_state`.
 """
 
 from __future__ import annotations
@@ -10,74 +12,77 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
+from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from streamserve.adapters.client_io import BatchReader, Fill
-from streamserve.adapters.kafka import Clients, broker_error
-from streamserve.adapters.messages import MessageReader
-from streamserve.adapters.native import Handle
-from streamserve.adapters.packed import PackedReader
+from streamserve.adapters.client_io import Fill
+from streamserve.adapters.incarnation import Incarnation
 from streamserve.adapters.positions import starting_positions
-from streamserve.delivery.emitter import BoundaryHook, Emitter
+from streamserve.delivery.emitter import BoundaryHook, Outcome, StartAnewError
 from streamserve.delivery.gate import Gate
-from streamserve.delivery.ledger import Boundary, Ledger
+from streamserve.delivery.ledger import Ledger
 from streamserve.delivery.pacing import Pace
-from streamserve.errors import StreamserveError
+from streamserve.errors import BrokerError, StreamserveError
 from streamserve.records import OutputBatch, RawBatch, Stage
-from streamserve.topology import Source
+from streamserve.records import TopicPartition as Place
+from streamserve.settings import Settings
+from streamserve.topology import Topology
 
 LOG = logging.getLogger("streamserve.intake")
 POLL_S = 0.1
 ROOM_S = 0.05  # how long one wait for room takes before the group's calls are answered again
-RETRY_S = 0.2  # until the next try of the last commit, where the coordinator moves or starts
-LAST_FLUSH_S = 1.0  # what the last barrier gets at least
+RETRY_S = 0.2  # until the next try of a commit, where the coordinator moves or starts
+COMMIT_S = 120.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
+LAST_COMMIT_S = 1.0  # what the last commit gets at least
+ANEW_S = (0.2, 5.0)  # between two incarnations, growing: the first pause and the longest
+SETTLED_S = 30.0  # an incarnation that lived so long was none that fails at once
 
 
-class Outcome(Enum):
-    """What became of a commit."""
+class Lives(Protocol):
+    """Where incarnations come from."""
 
-    DONE = "done"
-    LATER = "later"  # the broker can't take it now: it is tried again
-    MOVED_ON = "moved on"  # what was to be committed is another member's now
+    def begin(self, epoch: Callable[[], int]) -> Incarnation: ...
 
 
 class Intake:
-    """Reads `topic` as a member of `group` and calls `deliver` with each batch, from its own thread.
+    """Reads a topology's source and calls `deliver` with each batch, from its own thread.
 
     Args:
+        count: the partitions of a topic, asked of a client of its own.
         deliver: takes a batch; called at most `batches_in_flight` times ahead of `finished`.
         on_failure: told what stopped the thread.
-        target_s: seconds from an event's arrival to its prediction that batches are made for.
     """
 
     def __init__(
         self,
-        clients: Clients,
-        source: Source,
-        group: str,
-        emitter: Emitter,
+        lives: Lives,
+        topology: Topology,
+        settings: Settings,
+        count: Callable[[str], int],
         deliver: Callable[[RawBatch], None],
         on_failure: Callable[[BaseException], None],
-        target_s: float = 0.02,
     ) -> None:
-        self._clients, self._settings, self._topic = clients, clients.settings, source.topic
-        self._emitter, self._deliver, self._on_failure = emitter, deliver, on_failure
-        self._group = group
+        self._lives, self._settings, self._count = lives, settings, count
+        self._deliver, self._on_failure = deliver, on_failure
+        self._topic, self._name = topology.source.topic, topology.name
+        exactly_once = topology.delivery == "exactly_once"
+        self._interval = settings.transaction_interval if exactly_once else settings.commit_interval
+        self._output = threading.RLock()
         self._state = threading.Condition()
         self._in_flight = 0
         self._gate, self._ledger = Gate(), Ledger()
-        self._pace = Pace(target_s, self._settings.batch_rows)
+        self._pace = Pace(topology.target_p99_ms / 1000, settings.batch_rows)
         self._lag: dict[int, int] = {}
+        self._life: Incarnation | None = None
         self._abandoned = False
         self._stopping = threading.Event()
         self._next_commit = 0.0
-        self._admin = clients.admin()
-        self._reader: BatchReader | None = None
+        self._seeks: dict[Place, int] = {}
+        self._pause = ANEW_S[0]
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
         self.hooks: list[BoundaryHook] = []
-        self.commits = 0
+        self.commits = self.aborts = self.incarnations = 0
 
     # ---- called from other threads
 
@@ -94,6 +99,9 @@ class Intake:
             self._abandoned = True
             self._stopping.set()
             self._state.notify_all()
+        life = self._life
+        if life is not None:
+            life.end("the worker stops")
 
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
@@ -105,12 +113,21 @@ class Intake:
         Raises:
             BrokerError: the output can't be delivered.
         """
-        with self._state:
-            passed = self._gate.pass_through(batch)
-        self._emitter.send(passed)
-        with self._state:
-            self._learn(batch)
-            self._ledger.sent({tp: span for tp, span in passed.covers.items() if self._gate.admits(batch.raw, tp[1])})
+        with self._output:
+            life = self._life
+            with self._state:
+                self._learn(batch)
+                passed = self._gate.pass_through(batch)
+            if life is None or life.is_over() or not passed.covers:
+                return
+            try:
+                life.emitter.send(passed)
+            except BrokerError:
+                if life.is_over():
+                    return  # it is another incarnation's, or another worker's, now
+                raise
+            with self._state:
+                self._ledger.sent(passed.covers)
 
     def _learn(self, batch: OutputBatch) -> None:
         if batch.times is not None and batch.raw.ready_ns:
@@ -142,49 +159,80 @@ class Intake:
     # ---- the thread
 
     def _main(self) -> None:
-        consumer: Consumer | None = None
         try:
-            consumer, handle = self._clients.member(self._group)
-            self._reader = self._open_reader(consumer, handle)
-            consumer.subscribe(
+            while not self._live():
+                pass
+        except BaseException as error:  # noqa: BLE001  (handed to the worker, which stops with it)
+            self._on_failure(error)
+
+    def _live(self) -> bool:
+        """One incarnation from its beginning to its end; True: it was the last."""
+        life = self._lives.begin(self._current_epoch)
+        self._life = life
+        self.incarnations += 1
+        began = time.monotonic()
+        try:
+            life.consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
             while not self._stopping.is_set():
-                self._turn(consumer)
-            self._finish(consumer)
-        except BaseException as error:  # noqa: BLE001  (handed to the worker, which stops with it)
-            self._on_failure(error)
+                self._turn(life)
+            self._finish(life)
+        except StartAnewError as why:
+            life.end(str(why))
+            LOG.warning("%s; this worker joins again as a new member", why)
+        except BaseException:
+            life.end("the worker stops")
+            raise
+        else:
+            return True
         finally:
-            if consumer is not None:
-                if self._reader is not None:
-                    self._reader.close()
-                consumer.close()
+            self._end(life)
+        self._pause = ANEW_S[0] if time.monotonic() - began > SETTLED_S else min(2 * self._pause, ANEW_S[1])
+        return self._stopping.wait(self._pause)
 
-    def _open_reader(self, consumer: Consumer, handle: Handle | None) -> BatchReader:
-        where = self._clients.bootstrap
-        if handle is None:
-            return MessageReader(consumer, self._current_epoch, where)
-        return PackedReader(consumer, handle, self._topic, self._current_epoch, self._settings.batch_rows, where)
+    def _end(self, life: Incarnation) -> None:
+        """The reader's end comes before the consumer's, whose last callbacks let its partitions go in good order."""
+        life.reader.close()
+        life.consumer.close()
+        life.end("it was closed")
+        with self._output:
+            self._life = None
+            with self._state:
+                self._gate.close(self._gate.partitions)
+                self._ledger.forget(self._ledger.owner_epochs())
+                self._seeks.clear()
+            life.emitter.close()
 
     def _current_epoch(self) -> int:
         return self._gate.epoch
 
-    def _turn(self, consumer: Consumer) -> None:
-        if time.monotonic() >= self._next_commit:
-            self._commit(consumer)
-            self._lag = self._measure_lag(consumer)
+    def _turn(self, life: Incarnation) -> None:
+        with self._state:
+            epochs = self._ledger.owner_epochs()
+        late = life.ownership.superseded(epochs)
+        if late:
+            raise StartAnewError(f"partitions {[p for _, p in late]} have a later owner")
+        if time.monotonic() >= self._next_commit or life.emitter.spoilt:
+            self._commit(life)
+            self._lag = self._measure_lag(life.consumer)
+        self._read_again(life.consumer)
         if not self._wait_for_room():
             return
-        assert self._reader is not None  # noqa: S101  (opened before the first turn)
-        for batch in self._reader.read(self._fill()):
+        for batch in life.reader.read(self._fill()):
             with self._state:
                 self._pace.arrived(len(batch), time.monotonic())
-            self._hand_over(batch)
+                self._in_flight += 1
+            self._deliver(batch)
+        if life.is_over():
+            raise StartAnewError(life.why)
 
     def _fill(self) -> Fill:
+        settings = self._settings
         with self._state:
-            rows, seconds = self._pace.wait() if self._settings.pacing else (1, 0.0)
-        return Fill(POLL_S, rows, seconds, self._settings.batch_rows, self._settings.batch_bytes)
+            rows, seconds = self._pace.wait() if settings.pacing else (1, 0.0)
+        wait = min(POLL_S, max(self._next_commit - time.monotonic(), 0.0))
+        return Fill(wait, rows, seconds, settings.batch_rows, settings.batch_bytes)
 
     def _measure_lag(self, consumer: Consumer) -> dict[int, int]:
         """From what the client knows by its last fetches: asks nobody."""
@@ -195,85 +243,78 @@ class Intake:
                 found[tp.partition] = max(high - tp.offset, 0)
         return found
 
-    def _hand_over(self, batch: RawBatch) -> None:
-        with self._state:
-            self._in_flight += 1
-        self._deliver(batch)
-
     def _wait_for_room(self) -> bool:
         with self._state:
             return self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
 
-    # ---- commits: the barrier, then the offsets, in this thread
+    # ---- commits
 
-    def _commit(self, consumer: Consumer, limit: float | None = None) -> Outcome:
-        """limit: seconds that the barrier may take, if not the emitter's own."""
-        self._next_commit = time.monotonic() + self._settings.commit_interval
-        with self._state:
-            boundaries = self._ledger.boundaries()
-        if not boundaries:
-            return Outcome.DONE
-        for hook in self.hooks:
-            hook.prepare(boundaries)
-        self._emitter.barrier(limit)
-        outcome = self._commit_offsets(consumer, boundaries)
-        if outcome is Outcome.DONE:
+    def _commit(self, life: Incarnation, limit: float = COMMIT_S) -> Outcome:
+        """Everything that was sent is acknowledged, its offsets are stored. limit: seconds."""
+        self._next_commit = time.monotonic() + self._interval
+        with self._output:
             with self._state:
-                self._ledger.committed(boundaries)
-            self.commits += 1
-            for hook in self.hooks:
-                hook.committed(boundaries)
-        else:
-            for hook in self.hooks:
-                hook.void(boundaries)
+                boundaries = self._ledger.boundaries()
+            outcome = Outcome.ABORTED if life.emitter.spoilt else Outcome.DONE
+            if boundaries and outcome is Outcome.DONE:
+                for hook in self.hooks:
+                    hook.prepare(boundaries)
+                outcome = life.emitter.commit(boundaries, life.member, limit)
+                self.commits += outcome is Outcome.DONE
+            if outcome is Outcome.DONE:
+                with self._state:
+                    self._ledger.committed(boundaries)
+            elif outcome is Outcome.ABORTED:
+                self._rewind(life)
+            for hook in self.hooks if boundaries else ():
+                (hook.committed if outcome is Outcome.DONE else hook.void)(boundaries)
         return outcome
 
-    def _commit_offsets(self, consumer: Consumer, boundaries: Sequence[Boundary]) -> Outcome:
-        try:
-            done = consumer.commit(
-                offsets=[TopicPartition(b.topic, b.partition, b.stop) for b in boundaries], asynchronous=False
-            )
-        except KafkaException as error:
-            return self._refused(error.args[0], self._clients.bootstrap)
-        for tp in done:
-            if tp.error is not None:
-                return self._refused(tp.error, f"{self._clients.bootstrap} commit of {tp.topic}-{tp.partition}")
-        return Outcome.DONE
+    def _rewind(self, life: Incarnation) -> None:
+        """What was sent since the last commit is void: it is read again, as soon as the consumer was told to."""
+        self.aborts += 1
+        life.emitter.abort()
+        with self._state:
+            self._seeks = self._ledger.rewind()
+            self._gate.close(self._seeks)
 
-    def _refused(self, error: KafkaError, where: str) -> Outcome:
-        if error.code() in _MEMBERSHIP_GONE:
-            LOG.warning("commit refused, the group moved on: %s", error.str())
-            return Outcome.MOVED_ON
-        if error.code() in _COORDINATOR_AWAY:
-            LOG.warning("commit not taken, it is tried again: %s", error.str())
-            return Outcome.LATER
-        raise broker_error(error, where)
+    def _read_again(self, consumer: Consumer) -> None:
+        """What is read from here on counts; what was read before, by a callback's caller too, does not."""
+        for place, offset in list(self._seeks.items()):
+            try:
+                consumer.seek(TopicPartition(*place, offset))
+            except KafkaException as error:  # its fetching has not begun yet
+                LOG.info("%s-%d is led back in a moment: %s", *place, error.args[0].str())
+                continue
+            del self._seeks[place]
+            with self._state:
+                self._gate.open([place])
+            LOG.warning("%s-%d is read again from the last commit", *place)
 
-    def _finish(self, consumer: Consumer) -> None:
+    def _finish(self, life: Incarnation) -> None:
         """The end that a signal asked for: exit code 0 says that everything in flight was committed.
 
         Raises:
             StreamserveError: it was not.
         """
         deadline = time.monotonic() + self._settings.drain_timeout
-        done = self._drained()
-        while done and self._commit(consumer, max(deadline - time.monotonic(), LAST_FLUSH_S)) is Outcome.LATER:
-            with self._state:
-                done = not self._state.wait_for(lambda: self._abandoned, timeout=RETRY_S)
-            done = done and time.monotonic() < deadline
+        done = self._drained() and self._commit_until(life, deadline)
         if not done and not self._abandoned:
             raise StreamserveError(
                 f"what was in flight was not committed within {self._settings.drain_timeout:g} s of the signal",
-                where=f"group {self._group}",
+                where=f"topology {self._name}",
                 mend="nothing is lost, the next worker scores it again; look at the warnings above for who is slow",
             )
 
-    def _settle(self, consumer: Consumer) -> None:
-        """Partitions are about to go: wait until nothing is in flight, then commit."""
-        if self._drained():
-            self._commit(consumer)
-        elif not self._abandoned:
-            LOG.error("batches are still in flight; they will be scored again")
+    def _commit_until(self, life: Incarnation, deadline: float) -> bool:
+        """Commit, and try again where the coordinator moves or starts."""
+        while True:
+            outcome = self._commit(life, max(deadline - time.monotonic(), LAST_COMMIT_S))
+            if outcome is not Outcome.LATER:
+                return outcome is Outcome.DONE
+            with self._state:
+                if self._state.wait_for(lambda: self._abandoned, timeout=RETRY_S) or time.monotonic() > deadline:
+                    return False
 
     def _drained(self) -> bool:
         """Nothing is in flight any more. False: the deadline passed first, or the worker failed."""
@@ -284,58 +325,62 @@ class Intake:
 
     # ---- the group's calls, inside poll: `list_topics`, `poll` and `consume` of the consumer are forbidden here
 
-    def _count(self, topic: str) -> int:
-        return self._clients.partitions(self._admin, topic)
-
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        life = self._life
+        if life is None or life.is_over() or not partitions:
+            consumer.incremental_assign([])
+            return
+        owner_epoch = life.ownership.take(self._topic, [tp.partition for tp in partitions])
         placed = starting_positions(consumer, partitions, self._settings, self._count)
         with self._state:
+            self._ledger.open({(tp.topic, tp.partition): tp.offset for tp in placed}, owner_epoch)
             epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)
-        if self._reader is not None:
-            self._reader.take(placed)
+        life.reader.take(placed)
         consumer.incremental_assign(placed)
-        LOG.info("took up partitions %s (intake epoch %d)", [tp.partition for tp in placed], epoch)
+        LOG.info("took up partitions %s (owner epoch %d)", [tp.partition for tp in placed], owner_epoch)
+        LOG.debug("intake epoch %d", epoch)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._settle(consumer)
-        self._let_go(consumer, partitions)
+        """Finish what is in flight, commit, say so in the progress log, let go."""
+        life = self._life
+        try:
+            if life is not None and not life.is_over():
+                self._give_up(life, [(tp.topic, tp.partition) for tp in partitions])
+        finally:
+            self._let_go(consumer, partitions)
+
+    def _give_up(self, life: Incarnation, places: Sequence[Place]) -> None:
+        deadline = time.monotonic() + self._settings.drain_timeout
+        if not self._drained() and not self._abandoned:
+            LOG.error("batches are still in flight; they will be scored again")
+        with self._output:  # nothing is sent between the commit and the closing of the gate
+            if not self._abandoned:
+                self._commit_until(life, deadline)
+            with self._state:
+                epochs = self._ledger.owner_epochs()
+                self._gate.close(places)
+                self._ledger.forget(places)
+        if not self._abandoned:
+            try:
+                life.ownership.release(self._topic, {p: epochs[t, p] for t, p in places if (t, p) in epochs})
+            except BrokerError as error:
+                LOG.warning("who comes next will take this worker for lost: %s", error)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        LOG.warning("lost partitions %s; nothing of them is committed", [tp.partition for tp in partitions])
+        numbers = [tp.partition for tp in partitions]
+        LOG.warning("lost partitions %s; nothing of them is committed", numbers)
+        if self._life is not None:
+            self._life.end(f"partitions {numbers} were lost")
         self._let_go(consumer, partitions)
 
     def _let_go(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         keys = [(tp.topic, tp.partition) for tp in partitions]
-        with self._state:
+        with self._output, self._state:
             self._gate.close(keys)
             self._ledger.forget(keys)
-        if self._reader is not None:
-            self._reader.release(partitions)
+            for key in keys:
+                self._seeks.pop(key, None)
+        if self._life is not None:
+            self._life.reader.release(partitions)
         consumer.incremental_unassign(partitions)
         LOG.info("gave up partitions %s", [tp.partition for tp in partitions])
-
-
-_MEMBERSHIP_GONE = frozenset(
-    (
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError.FENCED_MEMBER_EPOCH,
-        KafkaError.STALE_MEMBER_EPOCH,
-    )
-)
-_COORDINATOR_AWAY = frozenset(
-    (
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.NETWORK_EXCEPTION,
-        KafkaError.NOT_ENOUGH_REPLICAS,
-        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-        KafkaError._WAIT_COORD,  # noqa: SLF001
-        KafkaError._TIMED_OUT,  # noqa: SLF001
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
-    )
-)
