@@ -109,6 +109,13 @@ class Settings(BaseSettings):
         description="The same where delivery is exactly once: how late a read_committed reader sees a prediction, "
         "against some 10 ms for each transaction's end.",
     )
+    dead_letter_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the last 1,000 events that may become dead letters before reading pauses and /ready "
+        "says so: a wrong deployment does not empty a topic into them. 1: never pause.",
+    )
     store_timeout: float = Field(
         default=0.25,
         gt=0,

@@ -18,7 +18,7 @@ import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from conftest import ROOT, Project, wait_until
+from conftest import ROOT, Project
 from support import TIMEOUT_S, Broker, Record, by_source, linear_model, serve_until
 
 from streamserve.adapters.at_least_once import AtLeastOnceEmitter

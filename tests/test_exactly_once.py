@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,6 @@ import pytest
 from conftest import ROOT, Project, Worker, wait_until
 from support import Broker, Record, linear_model, prediction, renamed, serve_until, source_of
 
-from streamserve.delivery.ledger import NOBODY
-from streamserve.delivery.progress import Progress
 from streamserve.dev.probe import free_ports
 
 HERE = ROOT / "tests" / "topologies"
@@ -83,7 +80,7 @@ def test_each_event_is_seen_once_and_partitions_are_released_in_good_order(once,
     assert seen(broker, name) == Counter(places)
     assert broker.committed(f"streamserve.{name}", f"{name}.events") == broker.ends(f"{name}.events")
     owned, *_, released = progress_of(broker, name)
-    assert owned["kind"], released["kind"] == ("owned", "released")
+    assert (owned["kind"], released["kind"]) == ("owned", "released")
     assert owned["transactional_id"].startswith(f"streamserve.{name}.")
 
 

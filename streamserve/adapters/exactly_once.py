@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from streamserve.adapters.kafka import broker_error
+from streamserve.adapters.kafka import broker_error, missing_right
 from streamserve.adapters.member import GONE
 from streamserve.adapters.output import Output
 from streamserve.delivery.emitter import Membership, Outcome, StartAnewError
@@ -23,7 +23,7 @@ from streamserve.records import OutputBatch
 
 LOG = logging.getLogger("streamserve.transactions")
 SLICE_S = 1.0  # how long one step of a transaction waits before it looks whether the worker stops
-INIT_S = 30.0
+INIT_S = 30.0  # the first time; a later incarnation is tried again for longer
 ABORT_S = 60.0
 ABORTS = 5  # in a row, without a commit between them: something that a new try does not mend
 TRANSACTION_TIMEOUT_MS = 60_000  # the broker ends what nobody fenced; a step that takes longer is refused
@@ -44,7 +44,7 @@ class ExactlyOnceEmitter:
         BrokerError: (from the constructor) the broker does not let us begin.
     """
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, transactional_id: str) -> None:
         self._output, self._producer = output, output.producer
         self._open = False
         self._aborts = 0
@@ -52,7 +52,14 @@ class ExactlyOnceEmitter:
         try:
             self._step(self._producer.init_transactions, INIT_S)
         except KafkaException as error:
-            raise broker_error(error.args[0], f"{output.where}, beginning transactions") from None
+            if error.args[0].code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
+                raise missing_right("WRITE", "transactional-id", transactional_id, output.where) from None
+            raise BrokerError(
+                f"Kafka does not let transactions begin: {error.args[0].str()}",
+                where=f"{output.where} transactional id {transactional_id}",
+                mend="check the topic __transaction_state: transaction.state.log.replication.factor and .min.isr must "
+                "fit the number of brokers",
+            ) from None
 
     @property
     def spoilt(self) -> bool:

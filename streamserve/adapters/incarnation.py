@@ -97,4 +97,4 @@ class Incarnations:
             else {}
         )
         output = Output(self._clients, dead_letters, __version__, self._limits, **more)
-        return ExactlyOnceEmitter(output) if transactional_id else AtLeastOnceEmitter(output)
+        return ExactlyOnceEmitter(output, transactional_id) if transactional_id else AtLeastOnceEmitter(output)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from streamserve.adapters.client_io import Fill
 from streamserve.adapters.incarnation import Incarnation
 from streamserve.adapters.positions import starting_positions
+from streamserve.delivery.brake import Brake
 from streamserve.delivery.emitter import BoundaryHook, Outcome, StartAnewError
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Ledger
@@ -31,12 +32,13 @@ from streamserve.topology import Topology
 
 LOG = logging.getLogger("streamserve.intake")
 POLL_S = 0.1
-ROOM_S = 0.05  # how long one wait for room takes before the group's calls are answered again
+ROOM_S = 0.05  # how long one wait for room takes before the next look at what else is to be done
+IDLE_S = 1.0  # without room or leave to read for so long, the group's calls are answered all the same
+SLOW_COMMIT_S = 5.0  # a commit that takes longer is told to whoever asks whether this worker serves
 RETRY_S = 0.2  # until the next try of a commit, where the coordinator moves or starts
 COMMIT_S = 120.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
 LAST_COMMIT_S = 1.0  # what the last commit gets at least
 ANEW_S = (0.2, 5.0)  # between two incarnations, growing: the first pause and the longest
-SETTLED_S = 30.0  # an incarnation that lived so long was none that fails at once
 
 
 class Lives(Protocol):
@@ -72,14 +74,17 @@ class Intake:
         self._state = threading.Condition()
         self._in_flight = 0
         self._gate, self._ledger = Gate(), Ledger()
+        self._brake = Brake(settings.dead_letter_share)
         self._pace = Pace(topology.target_p99_ms / 1000, settings.batch_rows)
         self._lag: dict[int, int] = {}
         self._life: Incarnation | None = None
         self._abandoned = False
         self._stopping = threading.Event()
-        self._next_commit = 0.0
+        self._next_commit = self._last_read = 0.0
+        self._committing_since: float | None = None
         self._seeks: dict[Place, int] = {}
         self._pause = ANEW_S[0]
+        self._fruitless_since: float | None = None  # since when no incarnation has taken up a partition
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
         self.hooks: list[BoundaryHook] = []
         self.commits = self.aborts = self.incarnations = 0
@@ -117,6 +122,8 @@ class Intake:
             life = self._life
             with self._state:
                 self._learn(batch)
+                if self._brake_learns(batch):
+                    LOG.error("%s", self.trouble())
                 passed = self._gate.pass_through(batch)
             if life is None or life.is_over() or not passed.covers:
                 return
@@ -137,6 +144,28 @@ class Intake:
             since = time.monotonic_ns() - batch.raw.first_ns
             waited = batch.raw.ready_ns - batch.raw.first_ns
             self._pace.sent(version, len(batch.raw), work / 1e9, since / 1e9, waited / 1e9)
+
+    def _brake_learns(self, batch: OutputBatch) -> bool:
+        """Whether the brake has changed to hold."""
+        before = self._brake.held
+        self._brake.learn(len(batch.raw), len(batch.rejects), time.monotonic())
+        if before and not self._brake.held:
+            LOG.warning("events are scored again: reading goes on")
+        return self._brake.held and not before
+
+    def trouble(self) -> str:
+        """Why this worker does not get on; empty: it does. From any thread."""
+        if self._fruitless_since is not None:
+            return f"nothing can be taken up since {time.monotonic() - self._fruitless_since:.0f} s, see the log"
+        since = self._committing_since
+        if since is not None and (waited := time.monotonic() - since) > SLOW_COMMIT_S:
+            return f"the broker has not confirmed a commit for {waited:.0f} s"
+        if self._brake.held:
+            return (
+                f"{self._brake.share:.0%} of the last events became dead letters, more than "
+                f"STREAMSERVE_DEAD_LETTER_SHARE allows ({self._brake.limit:.0%}): reading is paused but for probes"
+            )
+        return ""
 
     def lag(self) -> dict[int, int]:
         """Records between what was read and the end of each partition, as of the last commit; from any thread."""
@@ -167,10 +196,12 @@ class Intake:
 
     def _live(self) -> bool:
         """One incarnation from its beginning to its end; True: it was the last."""
-        life = self._lives.begin(self._current_epoch)
-        self._life = life
-        self.incarnations += 1
-        began = time.monotonic()
+        try:
+            life = self._begin()
+        except BrokerError as error:
+            if not self.incarnations:
+                raise
+            return self._pause_after(error)
         try:
             life.consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -181,6 +212,7 @@ class Intake:
         except StartAnewError as why:
             life.end(str(why))
             LOG.warning("%s; this worker joins again as a new member", why)
+            return self._pause_after(why.__cause__)
         except BaseException:
             life.end("the worker stops")
             raise
@@ -188,7 +220,25 @@ class Intake:
             return True
         finally:
             self._end(life)
-        self._pause = ANEW_S[0] if time.monotonic() - began > SETTLED_S else min(2 * self._pause, ANEW_S[1])
+
+    def _begin(self) -> Incarnation:
+        life = self._lives.begin(self._current_epoch)
+        self._life, self._committing_since = life, None
+        self.incarnations += 1
+        return life
+
+    def _pause_after(self, cause: BaseException | None) -> bool:
+        """Between two incarnations, the longer the less the last ones got done; True: the worker stops.
+
+        Raises:
+            BrokerError: none has come to anything for a while, for this cause.
+        """
+        now = time.monotonic()
+        if self._fruitless_since is None:
+            self._fruitless_since, self._pause = now, ANEW_S[0]
+        if isinstance(cause, BrokerError) and now - self._fruitless_since > COMMIT_S:
+            raise cause
+        self._pause = min(2 * self._pause, ANEW_S[1])
         return self._stopping.wait(self._pause)
 
     def _end(self, life: Incarnation) -> None:
@@ -217,22 +267,36 @@ class Intake:
             self._commit(life)
             self._lag = self._measure_lag(life.consumer)
         self._read_again(life.consumer)
-        if not self._wait_for_room():
-            return
-        for batch in life.reader.read(self._fill()):
+        for batch in self._read(life):
             with self._state:
                 self._pace.arrived(len(batch), time.monotonic())
+                self._brake.read()
                 self._in_flight += 1
             self._deliver(batch)
         if life.is_over():
             raise StartAnewError(life.why)
 
-    def _fill(self) -> Fill:
+    def _read(self, life: Incarnation) -> Iterable[RawBatch]:
+        now = time.monotonic()
+        with self._state:
+            room = self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
+            most = self._brake.rows(self._settings.batch_rows, self._in_flight, now) if room else 0
+        if most:
+            self._last_read = now
+            return life.reader.read(self._fill(most))
+        if now - self._last_read > IDLE_S:
+            self._last_read = now
+            return life.reader.idle()
+        if room:
+            self._stopping.wait(ROOM_S)
+        return ()
+
+    def _fill(self, most: int) -> Fill:
         settings = self._settings
         with self._state:
             rows, seconds = self._pace.wait() if settings.pacing else (1, 0.0)
         wait = min(POLL_S, max(self._next_commit - time.monotonic(), 0.0))
-        return Fill(wait, rows, seconds, settings.batch_rows, settings.batch_bytes)
+        return Fill(wait, min(rows, most), seconds, most, settings.batch_bytes)
 
     def _measure_lag(self, consumer: Consumer) -> dict[int, int]:
         """From what the client knows by its last fetches: asks nobody."""
@@ -242,10 +306,6 @@ class Intake:
             if tp.offset >= 0 and high >= 0:
                 found[tp.partition] = max(high - tp.offset, 0)
         return found
-
-    def _wait_for_room(self) -> bool:
-        with self._state:
-            return self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
 
     # ---- commits
 
@@ -259,7 +319,9 @@ class Intake:
             if boundaries and outcome is Outcome.DONE:
                 for hook in self.hooks:
                     hook.prepare(boundaries)
+                self._committing_since = time.monotonic()
                 outcome = life.emitter.commit(boundaries, life.member, limit)
+                self._committing_since = None
                 self.commits += outcome is Outcome.DONE
             if outcome is Outcome.DONE:
                 with self._state:
@@ -330,8 +392,12 @@ class Intake:
         if life is None or life.is_over() or not partitions:
             consumer.incremental_assign([])
             return
-        owner_epoch = life.ownership.take(self._topic, [tp.partition for tp in partitions])
-        placed = starting_positions(consumer, partitions, self._settings, self._count)
+        try:
+            owner_epoch = life.ownership.take(self._topic, [tp.partition for tp in partitions])
+            placed = starting_positions(consumer, partitions, self._settings, self._count)
+        except BrokerError as error:
+            raise StartAnewError(f"partitions can't be taken up: {error.what}") from error
+        self._fruitless_since = None
         with self._state:
             self._ledger.open({(tp.topic, tp.partition): tp.offset for tp in placed}, owner_epoch)
             epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)

@@ -44,6 +44,9 @@ class Reading:
     partitions: int = 0
     in_flight: int = 0
     commits: int = 0
+    aborts: int = 0
+    incarnations: int = 0
+    trouble: bool = False
     lag: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -190,6 +193,9 @@ class _Standing(Collector):
         yield gauge("batches_in_flight", "Batches between intake and output.", now.in_flight)
         yield gauge("partitions_owned", "Source partitions that this worker owns.", now.partitions)
         yield counter("commits", "Offset commits that succeeded.", now.commits)
+        yield counter("aborts", "Transactions that were given up; their events were read again.", now.aborts)
+        yield counter("incarnations", "Times that this worker joined its group, the first included.", now.incarnations)
+        yield gauge("in_trouble", "1 while /ready says why this worker does not get on, else 0.", float(now.trouble))
         yield counter("cpu_seconds", "CPU that the process used, user and system.", self._cpu())
         yield gauge(
             "cost_per_million_predictions",

@@ -17,6 +17,8 @@ from streamserve.records import TopicPartition
 
 LOG = logging.getLogger("streamserve.progress")
 POLL_S = 0.02  # how often an append looks for its confirmation
+ASK_S, ANSWER_S = 3.0, 2.0  # a log that stood still for so long is asked for its end; how long the answer may take
+SILENT_S = 10.0
 APPEND_S = 15.0  # what an append may take: beyond it the broker is away, and the worker starts again
 
 
@@ -35,6 +37,7 @@ class ProgressLog:
         self._changed = threading.Condition()
         self._fold = Progress(topology)
         self._position = 0
+        self._heard = time.monotonic()
         self.read(self._reader.to_end())
 
     @property
@@ -49,8 +52,16 @@ class ProgressLog:
                 why = self._fold.step(record.offset, record.value)
                 self._position = record.offset + 1
                 self._changed.notify_all()
+            self._heard = time.monotonic()
             if why is not None:
                 LOG.warning("progress %d does not count: %s", record.offset, why)
+        if time.monotonic() - self._heard > ASK_S and self._reader.answers(ANSWER_S):
+            self._heard = time.monotonic()
+
+    def silence(self) -> str:
+        """That the broker does not answer, and since when; empty: it does. From any thread."""
+        silent = time.monotonic() - self._heard
+        return f"the broker has not answered for {silent:.0f} s" if silent > SILENT_S else ""
 
     def append(self, record: Owned | Released) -> int:
         """Write a record, and wait until the broker has it; returns its offset.

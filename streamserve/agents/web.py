@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamserve.adapters.batch_topic import App
@@ -13,10 +13,18 @@ OK, UNAVAILABLE = 200, 503
 
 @dataclass
 class Health:
-    """What /ready says. `why` is shown to whoever asks while it is not ready."""
+    """What /ready says.
 
-    ready: bool = False
-    why: str = "starting or stopping"
+    serving: between start and stop. trouble: asked at each look, why the worker does not get on; empty: it does.
+    """
+
+    serving: bool = False
+    trouble: Callable[[], str] = field(default=lambda: "")
+
+    @property
+    def why(self) -> str:
+        """Why it is not ready; empty: it is."""
+        return self.trouble() if self.serving else "starting or stopping"
 
 
 def add_pages(app: App, health: Health, exposition: Callable[[], bytes], content_type: str) -> None:
@@ -26,8 +34,8 @@ def add_pages(app: App, health: Health, exposition: Callable[[], bytes], content
         return view.json({"live": True})
 
     async def ready(view: Any, request: Any) -> Any:  # noqa: ARG001
-        status = OK if health.ready else UNAVAILABLE
-        return view.json({"ready": health.ready, **({} if health.ready else {"why": health.why})}, status=status)
+        why = health.why
+        return view.json({"ready": not why, **({"why": why} if why else {})}, status=UNAVAILABLE if why else OK)
 
     async def metrics(view: Any, request: Any) -> Any:  # noqa: ARG001
         return view.bytes(exposition(), headers={"Content-Type": content_type})

@@ -119,6 +119,7 @@ class Worker:
             self._hand_over,
             self._fail,
         )
+        self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
         self._scoring = Scoring(
             pipeline,
             self._intake,
@@ -211,7 +212,15 @@ class Worker:
     def _exposition(self) -> bytes:
         intake = self._intake
         return self.metrics.exposition(
-            Reading(partitions=intake.partitions, in_flight=intake.in_flight, commits=intake.commits, lag=intake.lag())
+            Reading(
+                partitions=intake.partitions,
+                in_flight=intake.in_flight,
+                commits=intake.commits,
+                aborts=intake.aborts,
+                incarnations=intake.incarnations,
+                trouble=bool(self.health.why),
+                lag=intake.lag(),
+            )
         )
 
     def run(self) -> None:
@@ -260,11 +269,11 @@ class Worker:
         for follower in followers:
             follower.start()
         self._intake.start()
-        self.health.ready = True
+        self.health.serving = True
         pages = f"http://{self.settings.web_host}:{self._app.conf.web_port}"
         LOG.info("serving %s, control epoch %d, pages at %s", self.topology.name, self._state.epochs[-1].number, pages)
         await self._stop.wait()
-        self.health.ready = False
+        self.health.serving = False
         self._intake.stop()
         done = await asyncio.to_thread(self._intake.join, self.settings.drain_timeout + JOIN_S)
         if not done:
