@@ -145,7 +145,7 @@ def test_what_was_read_before_a_rewind_in_the_same_turn_does_not_count():
 
     consumer.reads = [rewound]
     made._turn(made._life)
-    counts = [(batch.offsets.tolist(), made._gate.admits(batch, 0)) for batch in batches]
+    counts = [(batch.offsets.tolist(), made.custody._gate.admits(batch, 0)) for batch in batches]
     assert counts == [([7], False), ([0, 1], True)]
 
 

@@ -2,8 +2,6 @@
 
 Every call to the consumer is made here, rebalance callbacks included (they run inside `poll`): a commit from another
 thread while a callback blocks can deadlock. A batch is handed over only when there is room for it.
-
-Two locks, taken in this order: `_output` (what is sent, and what a commit covers, are the same) and `_state`.
 """
 
 from __future__ import annotations
@@ -20,9 +18,8 @@ from streamserve.adapters.client_io import Fill
 from streamserve.adapters.incarnation import Incarnation
 from streamserve.adapters.positions import starting_positions
 from streamserve.delivery.brake import Brake
-from streamserve.delivery.emitter import BoundaryHook, Outcome, StartAnewError
-from streamserve.delivery.gate import Gate
-from streamserve.delivery.ledger import Ledger
+from streamserve.delivery.custody import Custody
+from streamserve.delivery.emitter import Emitter, Outcome, StartAnewError
 from streamserve.delivery.pacing import Pace
 from streamserve.errors import BrokerError, StreamserveError
 from streamserve.records import OutputBatch, RawBatch, Stage
@@ -70,10 +67,9 @@ class Intake:
         self._topic, self._name = topology.source.topic, topology.name
         exactly_once = topology.delivery == "exactly_once"
         self._interval = settings.transaction_interval if exactly_once else settings.commit_interval
-        self._output = threading.RLock()
+        self.custody = Custody()
         self._state = threading.Condition()
         self._in_flight = 0
-        self._gate, self._ledger = Gate(), Ledger()
         self._brake = Brake(settings.dead_letter_share)
         self._pace = Pace(topology.target_p99_ms / 1000, settings.batch_rows)
         self._lag: dict[int, int] = {}
@@ -82,12 +78,10 @@ class Intake:
         self._stopping = threading.Event()
         self._next_commit = self._last_read = 0.0
         self._committing_since: float | None = None
-        self._seeks: dict[Place, int] = {}
         self._pause = ANEW_S[0]
         self._fruitless_since: float | None = None  # since when no incarnation has taken up a partition
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
-        self.hooks: list[BoundaryHook] = []
-        self.commits = self.aborts = self.incarnations = 0
+        self.incarnations = 0
 
     # ---- called from other threads
 
@@ -118,23 +112,20 @@ class Intake:
         Raises:
             BrokerError: the output can't be delivered.
         """
-        with self._output:
-            life = self._life
-            with self._state:
-                self._learn(batch)
-                if self._brake_learns(batch):
-                    LOG.error("%s", self.trouble())
-                passed = self._gate.pass_through(batch)
-            if life is None or life.is_over() or not passed.covers:
-                return
-            try:
-                life.emitter.send(passed)
-            except BrokerError:
-                if life.is_over():
-                    return  # it is another incarnation's, or another worker's, now
-                raise
-            with self._state:
-                self._ledger.sent(passed.covers)
+        with self._state:
+            self._learn(batch)
+            held = self._brake_learns(batch)
+        if held:
+            LOG.error("%s", self.trouble())
+        life = self._life
+        try:
+            self.custody.send(batch, self._emitter)
+        except BrokerError:
+            if life is None or not life.is_over():
+                raise  # else it is another incarnation's, or another worker's, now
+
+    def _emitter(self) -> Emitter | None:
+        return None if self._life is None or self._life.is_over() else self._life.emitter
 
     def _learn(self, batch: OutputBatch) -> None:
         if batch.times is not None and batch.raw.ready_ns:
@@ -179,7 +170,7 @@ class Intake:
 
     @property
     def partitions(self) -> int:
-        return len(self._gate.partitions)
+        return len(self.custody.partitions)
 
     @property
     def in_flight(self) -> int:
@@ -246,21 +237,15 @@ class Intake:
         life.reader.close()
         life.consumer.close()
         life.end("it was closed")
-        with self._output:
-            self._life = None
-            with self._state:
-                self._gate.close(self._gate.partitions)
-                self._ledger.forget(self._ledger.owner_epochs())
-                self._seeks.clear()
-            life.emitter.close()
+        self.custody.drop(self.custody.owner_epochs())
+        self._life = None
+        life.emitter.close()
 
     def _current_epoch(self) -> int:
-        return self._gate.epoch
+        return self.custody.epoch
 
     def _turn(self, life: Incarnation) -> None:
-        with self._state:
-            epochs = self._ledger.owner_epochs()
-        late = life.ownership.superseded(epochs)
+        late = life.ownership.superseded(self.custody.owner_epochs())
         if late:
             raise StartAnewError(f"partitions {[p for _, p in late]} have a later owner")
         if time.monotonic() >= self._next_commit or life.emitter.spoilt:
@@ -310,47 +295,21 @@ class Intake:
     # ---- commits
 
     def _commit(self, life: Incarnation, limit: float = COMMIT_S) -> Outcome:
-        """Everything that was sent is acknowledged, its offsets are stored. limit: seconds."""
-        self._next_commit = time.monotonic() + self._interval
-        with self._output:
-            with self._state:
-                boundaries = self._ledger.boundaries()
-            outcome = Outcome.ABORTED if life.emitter.spoilt else Outcome.DONE
-            if boundaries and outcome is Outcome.DONE:
-                for hook in self.hooks:
-                    hook.prepare(boundaries)
-                self._committing_since = time.monotonic()
-                outcome = life.emitter.commit(boundaries, life.member, limit)
-                self._committing_since = None
-                self.commits += outcome is Outcome.DONE
-            if outcome is Outcome.DONE:
-                with self._state:
-                    self._ledger.committed(boundaries)
-            elif outcome is Outcome.ABORTED:
-                self._rewind(life)
-            for hook in self.hooks if boundaries else ():
-                (hook.committed if outcome is Outcome.DONE else hook.void)(boundaries)
+        now = time.monotonic()
+        self._next_commit, self._committing_since = now + self._interval, now
+        outcome = self.custody.commit(life.emitter, life.member, limit)
+        self._committing_since = None
         return outcome
 
-    def _rewind(self, life: Incarnation) -> None:
-        """What was sent since the last commit is void: it is read again, as soon as the consumer was told to."""
-        self.aborts += 1
-        life.emitter.abort()
-        with self._state:
-            self._seeks = self._ledger.rewind()
-            self._gate.close(self._seeks)
-
     def _read_again(self, consumer: Consumer) -> None:
-        """What is read from here on counts; what was read before, by a callback's caller too, does not."""
-        for place, offset in list(self._seeks.items()):
+        """After an abort: what is read from here on counts; what was read before, in this turn too, does not."""
+        for place, offset in self.custody.rewound.items():
             try:
                 consumer.seek(TopicPartition(*place, offset))
             except KafkaException as error:  # its fetching has not begun yet
                 LOG.info("%s-%d is led back in a moment: %s", *place, error.args[0].str())
                 continue
-            del self._seeks[place]
-            with self._state:
-                self._gate.open([place])
+            self.custody.led_back(place)
             LOG.warning("%s-%d is read again from the last commit", *place)
 
     def _finish(self, life: Incarnation) -> None:
@@ -398,13 +357,10 @@ class Intake:
         except BrokerError as error:
             raise StartAnewError(f"partitions can't be taken up: {error.what}") from error
         self._fruitless_since = None
-        with self._state:
-            self._ledger.open({(tp.topic, tp.partition): tp.offset for tp in placed}, owner_epoch)
-            epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)
+        self.custody.take({(tp.topic, tp.partition): tp.offset for tp in placed}, owner_epoch)
         life.reader.take(placed)
         consumer.incremental_assign(placed)
         LOG.info("took up partitions %s (owner epoch %d)", [tp.partition for tp in placed], owner_epoch)
-        LOG.debug("intake epoch %d", epoch)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Finish what is in flight, commit, say so in the progress log, let go."""
@@ -419,16 +375,10 @@ class Intake:
         deadline = time.monotonic() + self._settings.drain_timeout
         if not self._drained() and not self._abandoned:
             LOG.error("batches are still in flight; they will be scored again")
-        with self._output:  # nothing is sent between the commit and the closing of the gate
-            if not self._abandoned:
-                self._commit_until(life, deadline)
-            with self._state:
-                epochs = self._ledger.owner_epochs()
-                self._gate.close(places)
-                self._ledger.forget(places)
-        if not self._abandoned:
+        epochs = self.custody.hand_over(places, lambda: self._abandoned or self._commit_until(life, deadline))
+        if epochs and not self._abandoned:
             try:
-                life.ownership.release(self._topic, {p: epochs[t, p] for t, p in places if (t, p) in epochs})
+                life.ownership.release(self._topic, {partition: epoch for (_, partition), epoch in epochs.items()})
             except BrokerError as error:
                 LOG.warning("who comes next will take this worker for lost: %s", error)
 
@@ -440,12 +390,7 @@ class Intake:
         self._let_go(consumer, partitions)
 
     def _let_go(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        keys = [(tp.topic, tp.partition) for tp in partitions]
-        with self._output, self._state:
-            self._gate.close(keys)
-            self._ledger.forget(keys)
-            for key in keys:
-                self._seeks.pop(key, None)
+        self.custody.drop((tp.topic, tp.partition) for tp in partitions)
         if self._life is not None:
             self._life.reader.release(partitions)
         consumer.incremental_unassign(partitions)

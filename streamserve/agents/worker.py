@@ -215,8 +215,8 @@ class Worker:
             Reading(
                 partitions=intake.partitions,
                 in_flight=intake.in_flight,
-                commits=intake.commits,
-                aborts=intake.aborts,
+                commits=intake.custody.commits,
+                aborts=intake.custody.aborts,
                 incarnations=intake.incarnations,
                 trouble=bool(self.health.why),
                 lag=intake.lag(),
@@ -291,7 +291,7 @@ class Worker:
         self._store.close()
         with contextlib.suppress(asyncio.CancelledError):
             await self._app.stop()
-        LOG.info("stopped after %d commits", self._intake.commits)
+        LOG.info("stopped after %d commits", self._intake.custody.commits)
 
     def _on_signal(self) -> None:
         assert self._stop is not None  # noqa: S101
