@@ -81,6 +81,7 @@ class Worker:
         self._store = RedisStore(settings)
         if topology.views:
             self._store.check()
+            self.health.store = self._store.reading
         self._log = LogReader(self._clients)
         self._state = self._fold_to_end(catalogue)
         versions = LoadedVersions(
@@ -210,7 +211,13 @@ class Worker:
     def _exposition(self) -> bytes:
         intake = self._intake
         return self.metrics.exposition(
-            Reading(partitions=intake.partitions, in_flight=intake.in_flight, commits=intake.commits, lag=intake.lag())
+            Reading(
+                partitions=intake.partitions,
+                in_flight=intake.in_flight,
+                commits=intake.commits,
+                lag=intake.lag(),
+                store=self._store.reading(),
+            )
         )
 
     def run(self) -> None:
