@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import wait_until
 from hypothesis import given
+from hypothesis import settings as pure
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -40,6 +41,7 @@ def opened(by=RULES, now=0.0):
 # ---- what opens it
 
 
+@pure(deadline=None)
 @given(rules, st.lists(st.booleans(), max_size=60))
 def test_failures_in_a_row_open_it_whatever_went_before(by, story):
     breaker = Breaker(by)
@@ -52,6 +54,7 @@ def test_failures_in_a_row_open_it_whatever_went_before(by, story):
     assert breaker.state is State.OPEN
 
 
+@pure(deadline=None)
 @given(st.integers(2, 6), st.integers(0, 10))
 def test_a_share_of_failures_above_a_tenth_opens_it_and_one_below_never_does(failures, shift):
     for every, opens in ((8, True), (12, False)):  # one of so many fails
@@ -89,6 +92,13 @@ def test_what_batches_still_waited_for_when_it_opened_changes_nothing():
     assert breaker.state is State.CLOSED
     breaker.failed(probe, due)
     assert breaker.state is State.CLOSED
+
+
+def test_a_probe_that_is_on_its_way_is_the_only_one():
+    breaker = opened()
+    assert breaker.probe(breaker.probe_at - 0.01) is None
+    assert breaker.probe(1.0) is not None
+    assert [breaker.probe(now) for now in (1.0, 2.0, 1e9)] == [None] * 3
 
 
 # ---- pauses
@@ -185,6 +195,7 @@ class Story(RuleBasedStateMachine):
 
 
 TestStory = Story.TestCase
+TestStory.settings = pure(deadline=None)
 
 
 # ---- the guard: threads, the probe beside the stream, what is told

@@ -392,6 +392,18 @@ def test_what_is_wrongly_asked_is_not_an_outage(server, store, keys):
         store(server).fetch(keys)
 
 
+@pytest.mark.parametrize("fault", [TypeError, AttributeError, NameError, AssertionError])
+def test_a_fault_of_the_program_under_an_ask_is_not_an_outage(server, store, fault):
+    def wrong(keys):
+        raise fault("planted")
+
+    made = store(server)
+    made._redis.mget = wrong
+    with pytest.raises(fault, match="planted"):
+        made.fetch(KEYS)
+    assert made.reading().failures == {}
+
+
 def test_rows_come_as_bytes_whatever_the_connection_settings_say(server, store):
     filled(server)
     server.ask("SET", KEYS[0], b"\xff\xfe")
