@@ -220,7 +220,7 @@ def test_killed_and_started_again_it_answers_without_anyone_asking(server, store
     server.start()
     back(made)
     assert made.fetch(KEYS).values == ROWS
-    assert set(made.reading().failures) == {"gone"}
+    assert "gone" in made.reading().failures
 
 
 def test_one_that_loads_its_rows_is_not_waited_for_and_says_so_at_a_start(server, store):
