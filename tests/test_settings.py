@@ -42,7 +42,7 @@ VALUES = {
     "start_timeout": ("4", 4.0), "log_level": ("debug", "DEBUG"),
     "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
     "core_hour_price": ("0.1", 0.1), "batch_bytes": ("4096", 4096), "native": ("false", False),
-    "pacing": ("false", False),
+    "pacing": ("false", False), "store_failures": ("5", 5), "store_pause": ("0.5", 0.5), "store_pause_max": ("9", 9.0),
 }  # fmt: skip
 
 
@@ -82,6 +82,9 @@ def test_a_variable_goes_before_the_file_and_others_are_left_alone(monkeypatch, 
         ("transaction_interval", "0"),
         ("dead_letter_share", "1.1"),
         ("store_timeout", "-1"),
+        ("store_failures", "0"),
+        ("store_pause", "0"),
+        ("store_pause_max", "0"),
         ("log_level", "LOUD"),
         ("kafka", "{"),
         ("kafka", "[]"),

@@ -83,6 +83,7 @@ class Worker:
         self._store = RedisStore(settings)
         if topology.views:
             self._store.check()
+            self.health.store = self._store.reading
         self._log = LogReader(self._clients)
         self._state = self._fold_to_end(catalogue)
         self._progress = ProgressLog(self._clients, topology.name)
@@ -220,6 +221,7 @@ class Worker:
                 incarnations=intake.incarnations,
                 trouble=bool(self.health.why),
                 lag=intake.lag(),
+                store=self._store.reading(),
             )
         )
 
