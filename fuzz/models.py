@@ -75,7 +75,7 @@ def mixed(path: Path, width: int, seed: int) -> Path:
     labels = {"keys_strings": ["-", "Ulm", "Oslo", "Rom", ""], "values_floats": [0.5, 1.0, 2.0, 3.0, 4.0]}
     nodes = [
         helper.make_node("MatMul", ["numbers", "weights"], ["layer"]),
-        helper.make_node("Split", ["whole"], ["code", "gift"], axis=1, num_outputs=2),
+        helper.make_node("Split", ["whole"], ["code", "gift", "number"], axis=1, num_outputs=3),
         helper.make_node("Squeeze", ["code", "axes"], ["flat"]),
         helper.make_node("Gather", ["table", "flat"], ["looked"], axis=0),
         helper.make_node("Cast", ["gift"], ["gift_f"], to=TensorProto.FLOAT),
@@ -87,7 +87,7 @@ def mixed(path: Path, width: int, seed: int) -> Path:
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ReduceSum", ["logits", "axes"], ["value"], keepdims=1),
     ]
-    given = [("numbers", TensorProto.FLOAT, width), ("whole", TensorProto.INT64, 2), ("texts", TensorProto.STRING, 2)]
+    given = [("numbers", TensorProto.FLOAT, width), ("whole", TensorProto.INT64, 3), ("texts", TensorProto.STRING, 2)]
     said = [("probabilities", TensorProto.FLOAT, 3), ("value", TensorProto.FLOAT, 1)]
     return _save(path, nodes, given, said, weights)
 

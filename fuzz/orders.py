@@ -144,11 +144,14 @@ customers = View(
     "customer", key="customer.name", max_age=days(120), stale="use", future="default",
     fields=("orders", "returns", "mean"), default=(3.0, 0.1, 20.0),
 )  # fmt: skip
-places = View("place", key=("customer.place.city", "kind", "code"), fields=("rate", "count"))
+places = View("place", key=("customer.place.city", "order_id", "code"), fields=("rate", "count"))
 
 
 def topology(format: Literal["avro", "json"]) -> Topology:
-    """`vector` and `total` go into a matrix, `code` and `gift` into whole numbers, `note` and `city` into texts."""
+    """`code`, `gift` and `number` (which may be null) go into whole numbers, `note` and `city` into texts.
+
+    All the others go into a matrix.
+    """
     prices = (field("price"),) if format == "avro" else ()  # bytes have no plain form in JSON
     return Topology(
         name=f"orders-{format}",
@@ -158,7 +161,8 @@ def topology(format: Literal["avro", "json"]) -> Topology:
         ),
         features=(
             field("weight"), field("gift"), field("code"), *prices, field("customer.place.lat", name="lat"),
-            category("kind"), text("note", default="-"), text("customer.place.city", name="city"),
+            field("customer.place.street.number", name="number"), category("kind"), text("note", default="-"),
+            text("customer.place.city", name="city"),
             parts("placed", "minute", "hour", "weekday", "day", "month", "dayofyear", tz="Europe/Berlin"),
             parts("customer.since", "day", "month", prefix="since_"), parts("packed", "hour", prefix="packed_"),
             vector("shape", SHAPE), derived("total", _total, of="items"), derived("spread", _spread, of="amounts"),

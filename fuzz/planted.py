@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fuzz.streams import Stream
+from fuzz.streams import VERSIONS, Stream
 from streamserve.models.session import Array
-from streamserve.records import ControlView, Outgoing, OutputBatch, RawBatch
+from streamserve.pipeline.score import Scorer
+from streamserve.records import ControlView, Outgoing, OutputBatch, RawBatch, Scores
 
 ENOUGH = 3  # inputs of a batch from which on a fault shows
 _kept: list[bytearray] = []
@@ -23,10 +24,9 @@ def plant(name: str, stream: Stream) -> None:
     """Break this stream so; an empty name breaks nothing."""
     if not name:
         return
-    if name in SESSIONS:
-        for version in ("v1", "v2"):
-            scorer = stream.versions.get(version).scorer
-            scorer._session = SESSIONS[name](scorer._session)  # type: ignore[assignment]  # noqa: SLF001
+    if name in SCORERS:
+        for version in VERSIONS:
+            SCORERS[name](stream.versions.get(version).scorer)
         return
     whole, fault = stream.pipeline.process, FAULTS[name]
 
@@ -73,6 +73,19 @@ def _swapped(out: OutputBatch) -> OutputBatch:
     )
 
 
+def _mistaken(out: OutputBatch) -> OutputBatch:
+    """Each event's prediction is that of the one before it."""
+    return _predictions(
+        out, lambda said: replace(said, values=said.values.take(pa.array(np.roll(np.arange(len(said)), 1))))
+    )
+
+
+def _longer(out: OutputBatch) -> OutputBatch:
+    return _predictions(
+        out, lambda said: replace(said, values=pa.array([v + b"\0" for v in said.values.to_pylist()], pa.binary()))
+    )
+
+
 def _no_grounds(out: OutputBatch) -> OutputBatch:
     own = out.raw.headers
     return _letters(
@@ -98,22 +111,36 @@ def _leak(out: OutputBatch) -> OutputBatch:
     return out
 
 
-class _Session:
-    """A model whose first score is changed."""
+def _no_number(scorer: Scorer) -> None:
+    """The first score of each batch is NaN, whatever the model says."""
+    score = scorer.score
 
-    def __init__(self, session: Any, change: Callable[[Array], Array]) -> None:
-        self.inputs, self.outputs = session.inputs, session.outputs
-        self._session, self._change = session, change
+    def changed(*given: Any) -> Scores:
+        said = score(*given)
+        said.values[:1] = np.nan
+        said.decisions[:1] = -1
+        return said
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Sequence[Array]:
-        first, *others = self._session.run(inputs, outputs)
-        return [self._change(first), *others]
+    scorer.score = changed  # type: ignore[method-assign]
+
+
+def _neighbourly(scorer: Scorer) -> None:
+    """A model whose scores depend on how many rows it is given."""
+    session = scorer._session  # noqa: SLF001
+
+    class Session:
+        inputs, outputs = session.inputs, session.outputs
+
+        def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Sequence[Array]:
+            said = session.run(inputs, outputs)
+            return [one * np.float32(1 + 1e-6 * len(one)) for one in said]
+
+    scorer._session = Session()  # noqa: SLF001
 
 
 FAULTS: dict[str, Callable[[OutputBatch], OutputBatch]] = {
     "lost": _lost, "doubled": _doubled, "dead letter": _changed, "grounds": _no_grounds, "headers": _no_headers,
+    "id": _mistaken, "record": _longer,
     "key": _swapped, "exception": _raised, "hang": _hang, "crash": _crash, "memory": _leak,
 }  # fmt: skip
-SESSIONS: dict[str, Callable[[Any], _Session]] = {
-    "neighbours": lambda session: _Session(session, lambda said: said * np.float32(1 + 1e-6 * len(said))),
-}
+SCORERS: dict[str, Callable[[Scorer], None]] = {"neighbours": _neighbourly, "scores": _no_number}

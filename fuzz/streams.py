@@ -72,7 +72,7 @@ def _schema(file: str) -> str:
 
 
 def _order_inputs(topology: Topology) -> Mapping[str, Sequence[str]]:
-    whole, texts = ("code", "gift"), ("note", "city")
+    whole, texts = ("code", "gift", "number"), ("note", "city")
     names = [name for name in Catalogue(topology).atoms if name not in (*whole, *texts)]
     return {"numbers": names, "whole": whole, "texts": texts}
 

@@ -20,7 +20,7 @@ from fuzz import avro_bytes, batches, lane, planted, report, streams, ways
 from fuzz.run import Options, main, run
 
 FUZZED = sorted((ROOT / "tests" / "fuzzed").glob("*.json"))
-HERE = [name for name in (*planted.FAULTS, *planted.SESSIONS) if name not in ("hang", "crash")]
+HERE = [name for name in (*planted.FAULTS, *planted.SCORERS) if name not in ("hang", "crash")]
 
 
 @pytest.fixture(scope="module")
