@@ -25,7 +25,7 @@ from fuzz.streams import ROOT, Stream
 from fuzz.ways import WAYS, through
 from streamserve.headers import unpack
 from streamserve.pipeline.prediction import PINNED_ID
-from streamserve.records import OutputBatch
+from streamserve.records import FeatureStatus, OutputBatch
 
 SAMPLE = 24
 FRAME = b"\0" + PINNED_ID.to_bytes(4)
@@ -86,7 +86,7 @@ def hold(stream: Stream, batch: Batch, *, whole: bool = False) -> Counter[str]:
 
 def _process(stream: Stream, batch: Batch, way: int) -> OutputBatch:
     topic = stream.topology.source.topic
-    stream.store.outage = batch.outage
+    stream.store.outage = None if batch.outage is None else FeatureStatus(batch.outage)
     with through(WAYS[way]):
         out: OutputBatch = stream.process(batch.raw(topic), batch.view(topic), NOW_MS)
     return out
