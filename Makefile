@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.c | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ check: $(STAMP)  ## format, lint, types, import contracts
 
 bench: $(STAMP)  ## what an event costs, how soon it is answered, and how both grow: about half an hour
 	$(BIN)/streamserve bench $(ARGS)
+
+fuzz: $(STAMP)  ## broken events through the whole pipeline: INPUTS=1000000, SEED=, FORMAT=avro|json|both
+	$(BIN)/python -m fuzz --inputs $(or $(INPUTS),100000) --format $(or $(FORMAT),both) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 format: $(STAMP)  ## mend what check finds, where a tool can
 	$(BIN)/ruff format .

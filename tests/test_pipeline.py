@@ -277,6 +277,20 @@ def test_an_event_without_any_time_says_so():
     assert told["event_time"] == dt.datetime.fromtimestamp(-0.001, dt.UTC)
 
 
+@pytest.mark.parametrize("at", [2**63 - 1, -(2**63), 2**52, 253_402_300_800_000, -62_135_596_800_001])
+def test_a_time_beyond_the_calendar_does_not_make_a_prediction_unreadable(at):
+    """Python's datetime ends at the year 9999: a consumer with the published schema failed on the whole record."""
+    said = read(by_row(pipeline().process(raw([event(1, at=at)], stamps=[2**52]), STATIC, NOW))[0][2])
+    assert (said["event_time"], said["source_timestamp"]) == (None, None)
+
+
+@pytest.mark.parametrize("at", [253_402_300_799_999, -62_135_596_800_000])
+def test_the_first_and_the_last_moment_of_the_calendar_are_kept(at):
+    said = read(by_row(pipeline().process(raw([event(1, at=at)], stamps=[max(at, 0)]), STATIC, NOW))[0][2])
+    assert said["event_time"] == dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=at)
+    assert said["source_timestamp"] == dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(milliseconds=max(at, 0))
+
+
 @pure
 @given(
     st.lists(st.integers(-(2**62), 2**62), min_size=1, max_size=6),

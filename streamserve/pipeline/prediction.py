@@ -31,6 +31,9 @@ from streamserve.records import (
     Variant,
 )
 
+# Years 1 to 9999. Java and Rust hold any long, but Python's datetime ends there: a reader of the published schema fails
+# on the whole record, so that one event with a time of garbage would stop its consumers.
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 PINNED_ID = 900_001  # the schema's id where no schema registry gives one; stands in schemas/index.json
 
 
@@ -111,8 +114,8 @@ class Predicted:
 
     rows: index into the EventBatch, ascending.
     event_ids: text, null where the event has none; None: events of this topology have none.
-    has_event_time: where `event_times` is one; None: events of this topology have none.
-    source_timestamps: milliseconds since 1970; below 0: none.
+    has_event_time: where `event_times` is one that every reader can hold; None: events of this topology have none.
+    source_timestamps: milliseconds since 1970, LAST_MS at most; below 0: none.
     scores: float64 [rows, names]. decisions: index into labels; below 0: none. statuses: uint8 [rows, views].
     version, rollout: index into versions, rollouts.
     """
@@ -155,7 +158,9 @@ def predicted(
         event_ids = as_text(event_ids if all_scored else event_ids.take(pa.array(rows)))
     stamps, times = raw.timestamps[at], events.event_times[rows]
     # Where neither the event nor its record has a time, the batch has the record's -1
-    has_time = ~((stamps < 0) & (times == stamps)) if about.has_event_time else None
+    has_time = None
+    if about.has_event_time:
+        has_time = ~((stamps < 0) & (times == stamps)) & (times >= FIRST_MS) & (times <= LAST_MS)
     return Predicted(
         topic=raw.topic,
         rows=rows,
@@ -164,7 +169,7 @@ def predicted(
         event_ids=event_ids,
         event_times=times,
         has_event_time=has_time,
-        source_timestamps=stamps,
+        source_timestamps=np.where(stamps > LAST_MS, -1, stamps),
         names=said.names,
         scores=said.values,
         labels=said.labels,
