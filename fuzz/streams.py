@@ -14,7 +14,6 @@ from fuzz import avro_bytes, json_bytes, models, orders, valid
 from fuzz.mutate import Sample, framed
 from fuzz.store import OddStore
 from streamserve import __version__
-from streamserve.adapters import onnx
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
@@ -30,7 +29,6 @@ from streamserve.topology import Topology, load_topology
 
 ROOT = Path(__file__).parent.parent
 Format = Literal["avro", "json"]
-onnx.ORT_SEVERITY_ERROR = 4  # a row on which a model fails would print a line for each half that it is in
 VERSIONS = ("v1", "v2")
 POOL = 150  # good events a stream and writer
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)

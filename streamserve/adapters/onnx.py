@@ -32,7 +32,9 @@ from streamserve.models.session import ON_CPU, Array, SessionSettings
 
 LOG = logging.getLogger("streamserve.onnx")
 RUNTIME = str(ort.__version__)
-ORT_SEVERITY_ERROR = 3
+ORT_SEVERITY_FATAL = (
+    4  # errors are raised as well: a row on which a model fails printed a line for each half that it is in
+)
 LEVEL = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
 DTYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "int8": "int8", "int16": "int16",
@@ -138,7 +140,7 @@ def _create(
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = level
     options.enable_mem_pattern = False
-    options.log_severity_level = ORT_SEVERITY_ERROR
+    options.log_severity_level = ORT_SEVERITY_FATAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if settings.provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
