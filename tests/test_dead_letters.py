@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from support import Broker, Record, by_source, framed, linear_model, serve_until
 
 from streamserve.adapters.kafka import Clients
-from streamserve.adapters.letters import LetterReplay, _oldest
+from streamserve.adapters.letters import LetterReplay, Outcome, _oldest
 from streamserve.adapters.reading import Record as Read
 from streamserve.adapters.reading import Start
 from streamserve.cli import cli
@@ -480,6 +480,28 @@ class TestReplay:
         configure(clients, desk.source, max_message_bytes="100000")
         desk.replay("--offsets", spell_ranges(outcome.left))
         assert [one.value for one in desk.events()] == values
+
+    def test_the_command_ends_with_that_error_and_says_how_to_go_on(self, desk, monkeypatch):
+        desk.dead(*(Record(b"k", b"%d" % n) for n in range(5)))
+        fault = BrokerError("one was not acknowledged", where="there", mend="do this")
+        monkeypatch.setattr(LetterReplay, "send", lambda *_, **__: Outcome(3, {1: (3, FOREVER)}, fault))
+        error = desk.error("replay", "--yes")
+        assert error.exit_code == 3
+        assert "3 of 5 letters are confirmed" in error.what
+        assert "one was not acknowledged" in error.what
+        assert error.mend.startswith("do this")
+        assert error.mend.endswith("--offsets 1:3-")
+
+    def test_what_was_too_late_for_a_replay_is_where_the_next_begins(self, desk):
+        desk.dead(Record(b"k", b"early"))
+        time.sleep(0.005)  # so that the moment is between two milliseconds
+        moment = iso_now()
+        time.sleep(0.005)
+        desk.dead(Record(b"k", b"late", offset=9))
+        told = desk.run("replay", "--yes", "--until", moment)
+        words = shlex.split(told.splitlines()[-1].partition(": ")[2])
+        assert words == ["--since", moment]
+        assert [one.value for one in desk.replay(*words)] == [b"late"]
 
     def test_a_stop_leaves_what_was_sent_confirmed_and_the_rest_to_go_on_with(self, desk, clients):
         desk.dead(*(Record(b"k%d" % (n % 9), b"%04d" % n, None, NOW) for n in range(1200)))
