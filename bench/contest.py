@@ -15,6 +15,7 @@ from bench.measure import Cost
 from bench.workers import drain, script
 
 FLOOR, STREAMSERVE, TWO = "ONNX Runtime alone", "streamserve", "streamserve, two workers"
+ONCE = "streamserve, exactly once"
 LOOP, FAUST, SUM = "careful loop", "stock Faust", "summed floor"
 STAGES = ("decode", "route", "enrich", "score", "emit")
 REST = "Kafka client and the rest"
@@ -34,7 +35,7 @@ class Contestant:
 
 
 def contestants(world: World, loop_events: int, faust_events: int) -> list[Contestant]:
-    """All five."""
+    """All six."""
     few, fewest = min(loop_events, world.events), min(faust_events, world.events)
 
     def by_hand(module: str) -> Callable[[int], Cost]:
@@ -43,6 +44,7 @@ def contestants(world: World, loop_events: int, faust_events: int) -> list[Conte
     return [
         Contestant(FLOOR, world.events, lambda events: floor(world, events)),
         Contestant(STREAMSERVE, world.events, lambda n: drain(world.project, world.topology, world.name, n)),
+        Contestant(ONCE, world.events, lambda n: drain(world.project, world.exactly_once, world.name, n)),
         Contestant(TWO, world.events, lambda n: drain(world.project, world.topology, world.name, n, 2)),
         Contestant(LOOP, few, by_hand("bench.loops.plain_loop")),
         Contestant(FAUST, fewest, by_hand("bench.loops.stock_faust")),

@@ -58,6 +58,11 @@ class World:
         return f"{self.name}.events"
 
     @property
+    def exactly_once(self) -> Path:
+        """The same topology, its delivery exactly once."""
+        return self.topology.with_name("exactly_once.py")
+
+    @property
     def careful(self) -> dict[str, str]:
         """The environment of the contestants that are not streamserve."""
         return {"BENCH_SCORER": "bench.loops.flights", "BENCH_ABOUT": str(self.about)}
@@ -138,16 +143,16 @@ def _write_views(folder: Path, tables: dict[str, pa.Table]) -> None:
 
 
 def _write_topology(folder: Path, name: str) -> Path:
-    path = folder / "topology.py"
-    path.write_text(
-        "from pathlib import Path\n"
-        "from streamserve.topology import load_topology\n"
-        f"base = load_topology(Path({str(ROOT / 'topologies' / 'flights.py')!r}))\n"
-        f"source = base.source.model_copy(update={{'topic': {name + '.events'!r}}})\n"
-        f"topology = base.model_copy(update={{'name': {name!r}, 'source': source}})\n"
-        "del base\n"
-    )
-    return path
+    for file, delivery in (("topology.py", "at_least_once"), ("exactly_once.py", "exactly_once")):
+        (folder / file).write_text(
+            "from pathlib import Path\n"
+            "from streamserve.topology import load_topology\n"
+            f"base = load_topology(Path({str(ROOT / 'topologies' / 'flights.py')!r}))\n"
+            f"source = base.source.model_copy(update={{'topic': {name + '.events'!r}}})\n"
+            f"topology = base.model_copy(update={{'name': {name!r}, 'source': source, 'delivery': {delivery!r}}})\n"
+            "del base\n"
+        )
+    return folder / "topology.py"
 
 
 def _encode(table: pa.Table, world: World, schema: EventSchema) -> tuple[list[bytes | None], list[bytes]]:

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     schemas: Path = Field(default=Path("schemas"), description="Folder of event schemas and index.json.")
     web_host: str = Field(
         default="127.0.0.1",
-        description="Bind address of /live, /ready and /metrics. Loopback: nothing is exposed unasked.",
+        description="Bind address of /live, /ready, /health and /metrics. Loopback: nothing is exposed unasked.",
     )
     web_port: int = Field(default=6066, ge=0, le=65535, description="Port of the same; 0 takes a free one.")
     start: str = Field(
@@ -102,11 +102,46 @@ class Settings(BaseSettings):
         le=60,
         description="Seconds between commits: what is repeated after a crash, against a flush each time.",
     )
+    transaction_interval: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="The same where delivery is exactly once: how late a read_committed reader sees a prediction, "
+        "against some 10 ms for each transaction's end.",
+    )
+    dead_letter_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the last 1,000 events that may become dead letters before reading pauses and /ready "
+        "says so: a wrong deployment does not empty a topic into them. 1: never pause.",
+    )
     store_timeout: float = Field(
         default=0.25,
         gt=0,
         le=30,
         description="Seconds that Redis may take for a micro-batch before defaults with status TIMEOUT.",
+    )
+    store_failures: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Micro-batches without an answer of Redis in a row, after which none waits for it any more. As "
+        "many as are in flight: when it hangs, the stream stands still for one store_timeout.",
+    )
+    store_pause: float = Field(
+        default=0.25,
+        gt=0,
+        le=60,
+        description="Seconds from then until Redis is asked again, beside the stream; doubles with each failure. "
+        "Short: what ends soon, such as a restart, should cost few features.",
+    )
+    store_pause_max: float = Field(
+        default=5.0,
+        gt=0,
+        le=600,
+        description="Seconds between two such asks at most: how late a Redis that came back is noticed, against "
+        "an MGET of every worker each time.",
     )
     drain_timeout: float = Field(
         default=20.0,

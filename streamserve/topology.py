@@ -239,6 +239,8 @@ class Topology(_Word):
         model: name in the registry; which version is in force stands in the control log.
         outputs: names of the scores that predictions carry.
         decision: threshold, argmax, or None.
+        delivery: after a crash an event may be predicted again (`at_least_once`), or not (`exactly_once`, for readers
+            with isolation.level=read_committed).
         target_p99_ms: latency that micro-batching aims at, from a record's arrival to its prediction.
     """
 
@@ -248,7 +250,7 @@ class Topology(_Word):
     model: Name
     outputs: Mapping[str, Output] = Field(min_length=1)
     decision: Decision | None = None
-    delivery: Literal["at_least_once"] = "at_least_once"
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     target_p99_ms: float = Field(default=20.0, gt=0)
 
     @model_validator(mode="after")

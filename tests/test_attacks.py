@@ -18,14 +18,20 @@ import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-from conftest import ROOT, Project, wait_until
+from conftest import ROOT, Project
 from support import TIMEOUT_S, Broker, Record, by_source, linear_model, serve_until
 
+from streamserve.adapters.at_least_once import AtLeastOnceEmitter
+from streamserve.adapters.incarnation import Incarnation
 from streamserve.adapters.intake import Intake
+from streamserve.adapters.kafka import Clients
+from streamserve.adapters.member import Member
+from streamserve.adapters.messages import MessageReader
+from streamserve.adapters.output import Output
 from streamserve.errors import BrokerError, StreamserveError
 from streamserve.records import OutputBatch, RawBatch
 from streamserve.settings import Settings
-from streamserve.topology import Source
+from streamserve.topology import load_topology
 
 HERE = ROOT / "tests" / "topologies"
 TOPIC = "t"
@@ -73,37 +79,49 @@ class Told:
         pass
 
 
-class Clients:
-    bootstrap = "nowhere"
-    settings = Settings(drain_timeout=0.3, batches_in_flight=1)
-
-    def __init__(self, consumer: Told) -> None:
-        self.consumer = consumer
-
-    def admin(self):
-        return None
-
-    def member(self, group):
-        return self.consumer, None
-
-
 class Sent:
     """An emitter that has everything."""
+
+    spoilt = False
 
     def send(self, batch):
         pass
 
-    def barrier(self, limit=None):
+    def commit(self, boundaries, group, limit):
+        return group.commit(boundaries)
+
+    abort = stop = close = lambda self: None
+
+
+class Alone:
+    """Ownership where nobody else is."""
+
+    def take(self, topic, partitions):
+        return 0
+
+    def release(self, topic, owner_epochs):
         pass
 
-    abort = close = barrier
+    def superseded(self, owner_epochs):
+        return []
+
+
+@dataclass
+class Lives:
+    consumer: Told
+
+    def begin(self, epoch):
+        reader = MessageReader(self.consumer, epoch, "nowhere")
+        return Incarnation(self.consumer, reader, Member(self.consumer, "nowhere"), Alone(), Sent())
 
 
 def intake(consumer: Told) -> tuple[Intake, list[RawBatch], list[BaseException]]:
     batches, failures = [], []
-    source = Source(topic=TOPIC, schema="reading.avsc", format="json", id="id")
-    made = Intake(Clients(consumer), source, "g", Sent(), batches.append, failures.append)
-    made._reader = made._open_reader(consumer, None)
+    topology = load_topology(HERE / "readings.py")
+    topology = topology.model_copy(update={"source": topology.source.model_copy(update={"topic": TOPIC})})
+    settings = Settings(drain_timeout=0.3, batches_in_flight=1)
+    made = Intake(Lives(consumer), topology, settings, lambda topic: 1, batches.append, failures.append)
+    made._life = made._lives.begin(made._current_epoch)
     return made, batches, failures
 
 
@@ -111,7 +129,7 @@ def take_up(made: Intake) -> None:
     with pytest.MonkeyPatch.context() as patch:
         placed = lambda consumer, partitions, *_: partitions  # noqa: E731
         patch.setattr("streamserve.adapters.intake.starting_positions", placed)
-        made._on_assign(made._clients.consumer, [TopicPartition(TOPIC, 0, 0)])
+        made._on_assign(made._life.consumer, [TopicPartition(TOPIC, 0, 0)])
 
 
 def test_what_was_read_before_a_rewind_in_the_same_turn_does_not_count():
@@ -121,13 +139,13 @@ def test_what_was_read_before_a_rewind_in_the_same_turn_does_not_count():
     take_up(made)
 
     def rewound():
-        made._on_lost(consumer, [TopicPartition(TOPIC, 0)])
+        made._on_revoke(consumer, [TopicPartition(TOPIC, 0)])
         take_up(made)
         return [said(0), said(1)]
 
     consumer.reads = [rewound]
-    made._turn(consumer)
-    counts = [(batch.offsets.tolist(), made._gate.admits(batch, 0)) for batch in batches]
+    made._turn(made._life)
+    counts = [(batch.offsets.tolist(), made.custody._gate.admits(batch, 0)) for batch in batches]
     assert counts == [([7], False), ([0, 1], True)]
 
 
@@ -142,24 +160,21 @@ def test_a_coordinator_that_starts_is_asked_again(code):
     consumer = Told(refusals=[code, code])
     made, batches, failures = intake(consumer)
     take_up(made)
-    made._turn(consumer)
+    made._turn(made._life)
     sent(made, batches[0])
-    made._commit(consumer)
+    made._commit(made._life)
     assert not consumer.committed
-    made.stop()
-    made._main()
+    made._finish(made._life)
     assert consumer.committed == [(0, 8)]
     assert not failures
 
 
 def test_an_end_that_left_something_in_flight_is_a_failure():
-    made, _, failures = intake(consumer := Told())
+    made, _, _ = intake(consumer := Told())
     take_up(made)
-    made._turn(consumer)
-    made.stop()
-    made._main()
-    assert "not committed within 0.3 s" in str(failures[0])
-    assert isinstance(failures[0], StreamserveError)
+    made._turn(made._life)
+    with pytest.raises(StreamserveError, match=r"not committed within 0\.3 s"):
+        made._finish(made._life)
     assert not consumer.committed
 
 
@@ -260,25 +275,26 @@ def test_a_signal_while_a_worker_starts_ends_it(attacked, number):
 
 @pytest.mark.services
 def test_who_waits_for_a_broker_that_is_gone_gives_up_when_the_worker_stops(tmp_path):
-    from streamserve.adapters.emitter import AtLeastOnceEmitter
-    from streamserve.adapters.kafka import Clients as Real
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there
-        clients = Real(Settings(bootstrap=f"127.0.0.1:{taken.getsockname()[1]}"))
-        emitter = AtLeastOnceEmitter(clients, "d", "0", {"p": 1000, "d": 1000})
-        emitter._producer.produce("p", b"x")
+        clients = Clients(Settings(bootstrap=f"127.0.0.1:{taken.getsockname()[1]}"))
+        output = Output(clients, "d", "0", {"p": 1000, "d": 1000})
+        emitter = AtLeastOnceEmitter(output)
+        output.producer.produce("p", b"x")
         told: list[str] = []
+        waits = threading.Event()
 
         def wait() -> None:
+            waits.set()
             try:
-                emitter.barrier()
+                emitter.barrier(60)
             except BrokerError as error:
                 told.append(error.what)
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        wait_until(emitter._lock.locked, what="the barrier")
-        emitter.close()
+        assert waits.wait(5)
+        emitter.stop()
         waiting.join(5)
         assert told == ["the worker stopped before the broker acknowledged everything"]
+        emitter.close()

@@ -24,6 +24,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.ledger = Ledger()
+        self.ledger.open(dict.fromkeys(PLACES, -2))
+        self.epoch = 0
         self.next = dict.fromkeys(PLACES, 0)
         self.sent = {place: [] for place in PLACES}
         self.committed = {place: set() for place in PLACES}
@@ -75,10 +77,27 @@ class LedgerMachine(RuleBasedStateMachine):
     def forget(self, chosen, back):
         """Revoked, and taken up again from a position that may be earlier."""
         self.ledger.forget(chosen)
+        with pytest.raises(ValueError, match="not owned"):
+            self.ledger.sent(dict.fromkeys(chosen, (0, 10**6)) or {("z", 9): (0, 1)})
+        self.epoch += 1
+        self.ledger.open(dict.fromkeys(chosen, 0), self.epoch)
         for place in chosen:
             self.next[place] = max(0, self.next[place] - back)
             self.sent[place].clear()
             self.committed[place].clear()
+
+    @precondition(lambda self: self.barrier is None)
+    @rule()
+    def rewind(self):
+        """An aborted transaction: everything since the last commit is read again."""
+        begins = self.ledger.rewind()
+        for place in PLACES:
+            if self.committed[place]:
+                assert begins[place] == max(self.committed[place]) + 1
+                self.next[place] = begins[place]
+            elif begins[place] >= 0:
+                self.next[place] = begins[place]
+            self.sent[place] = [offset for offset in self.sent[place] if offset in self.committed[place]]
 
     @invariant()
     def what_is_open_is_what_was_sent_and_not_committed(self):
@@ -92,6 +111,7 @@ test_a_commit_covers_what_was_sent_before_its_barrier_once_and_without_a_gap = L
 
 def test_a_boundary_begins_where_the_last_commit_ended():
     ledger = Ledger()
+    ledger.open({("a", 0): 3})
     ledger.sent({("a", 0): (5, 8)})
     first = ledger.boundaries()
     assert first == (Boundary("a", 0, 5, 8),)
@@ -102,11 +122,17 @@ def test_a_boundary_begins_where_the_last_commit_ended():
 
 def test_a_partition_that_was_forgotten_begins_anew():
     ledger = Ledger()
+    ledger.open({("a", 0): 5, ("a", 1): 0}, 7)
     ledger.sent({("a", 0): (5, 8), ("a", 1): (0, 1)})
+    before = ledger.boundaries()
     ledger.forget([("a", 0), ("z", 9)])
-    assert ledger.boundaries() == (Boundary("a", 1, 0, 1),)
+    assert ledger.boundaries() == (Boundary("a", 1, 0, 1, 7),)
+    ledger.committed(before)
+    assert ledger.owner_epochs() == {("a", 1): 7}, "a late commit does not bring it back"
+    ledger.open({("a", 0): 2}, 9)
+    ledger.committed(before)
     ledger.sent({("a", 0): (2, 3)})
-    assert ledger.boundaries()[0] == Boundary("a", 0, 2, 3)
+    assert ledger.boundaries() == (Boundary("a", 0, 2, 3, 9),)
 
 
 # ---- the gate

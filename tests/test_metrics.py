@@ -21,6 +21,7 @@ from test_pipeline import raw as events
 from streamserve.adapters.cost import WINDOW_S, Cost
 from streamserve.adapters.latency import BOUNDS_S, EventLatency
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
+from streamserve.features.breaker import State, StoreReading
 from streamserve.records import (
     ControlView,
     Cutover,
@@ -39,7 +40,8 @@ NOW = 1_700_000_000_000
 ABOUT = {"topology": "t", "version": "1", "python": "3", "onnxruntime": "1.31", "provider": "cpu"}
 SENT = Sent(at_ms=NOW, took_ns=3_000_000)
 WALL = {"gather": 1, "queue": 2_000_000, "decode": 3, "route": 4, "enrich": 5, "score": 6, "emit": 7}
-ORDER = ("stage", "error", "view", "status", "version", "decision", "partition", "le")
+ORDER = ("stage", "error", "view", "status", "version", "decision", "partition", "to", "kind", "le")
+STORE = StoreReading(State.OPEN, "timeout: x", {State.OPEN: 2, State.CLOSED: 1}, {"timeout": 5, "gone": 1}, 70)
 TYPES = {"counter", "gauge", "histogram"}
 
 
@@ -80,7 +82,7 @@ def full():
     )  # fmt: skip
     found.took(done.raw)
     found.record(done, SENT)
-    return found.exposition(Reading(partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}))
+    return found.exposition(Reading(partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE))
 
 
 def families(exposition):
@@ -153,6 +155,16 @@ def test_readings_are_those_of_the_moment_and_a_partition_that_went_is_gone():
     assert (said["consumer_lag_records", "0"], said["consumer_lag_records", "10"]) == (7, 0)
     said = samples(found.exposition(Reading(lag={10: 3})))
     assert [key for key in said if key[0] == "consumer_lag_records"] == [("consumer_lag_records", "10")]
+
+
+def test_what_the_store_says_is_told():
+    said = samples(full())
+    assert said["store_breaker_state",] == 1
+    assert {to: said["store_breaker_transitions_total", to] for to in ("closed", "open", "half_open")} == {
+        "closed": 1, "open": 2, "half_open": 0,
+    }  # fmt: skip
+    assert (said["store_failures_total", "timeout"], said["store_failures_total", "gone"]) == (5, 1)
+    assert said["store_rows_skipped_total",] == 70
 
 
 def test_before_the_first_batch_the_counts_are_there_and_zero():

@@ -55,6 +55,7 @@ topology = Topology(
 )
 """
 LEAST = documented("The least rights of a worker", "payments", "paid")
+TRANSACTIONS = documented("Where delivery is exactly once", "payments", "once")
 REPLAYING = documented("Those of whoever runs `dead-letters replay", "payments", "paid")
 LOOPBACK = re.compile(r"^(127\.|::1$)")
 
@@ -204,6 +205,30 @@ class TestRights:
         assert "where:" in done.stderr
         assert "mend:" in done.stderr
         assert "Traceback" not in done.stderr
+
+    def test_exactly_once_needs_its_transactional_ids_and_no_more(self, company, served):
+        """Under names of its own, by a user who has the documented rights of that topology."""
+        file = served.with_name("once.py")
+        file.write_text(served.read_text().replace('name="paid"', 'name="once", delivery="exactly_once"'))
+        for words in (("topics", "apply", file), ("topology", "init", file, "--version", "v1")):
+            done = company.run(*words, environ=company.environ(ADMIN))
+            assert done.returncode == 0, done.stdout + done.stderr
+        company.allow({WORKER: documented("The least rights of a worker", "payments", "once")})
+        without = Running(company, file)
+        assert without.end() == 3
+        assert "does not grant this user WRITE on transactional-id streamserve.once." in without.text
+        assert "mend:" in without.text
+        company.allow({WORKER: TRANSACTIONS})
+        running = Running(company, file)
+        try:
+            running.ready()
+            company.produce("payments", events(20))
+            settled = company.records("payments")
+            wait_until(lambda: company.committed("streamserve.once", "payments") == settled, what="the commit")
+            running.process.terminate()
+            assert running.end() == 0, running.text
+        finally:
+            running.process.kill()
 
     def test_rights_taken_away_stop_a_worker_and_nothing_is_lost(self, company, worker):
         """Of the topic: nothing is sent, so nothing may be committed. Of the group: nothing can be committed."""

@@ -37,11 +37,12 @@ VALUES = {
     "schema_registry_url": ("http://s", "http://s"), "schema_registry_ca": ("/ca", Path("/ca")),
     "registry": ("/m", Path("/m")), "schemas": ("/s", Path("/s")), "web_host": ("0.0.0.0", "0.0.0.0"),  # noqa: S104
     "web_port": ("0", 0), "start": ("latest", "latest"), "batch_rows": ("7", 7), "batches_in_flight": ("2", 2),
-    "commit_interval": ("0.5", 0.5), "store_timeout": ("0.1", 0.1), "drain_timeout": ("3", 3.0),
+    "commit_interval": ("0.5", 0.5), "transaction_interval": ("0.2", 0.2), "dead_letter_share": ("0.1", 0.1),
+    "store_timeout": ("0.1", 0.1), "drain_timeout": ("3", 3.0),
     "start_timeout": ("4", 4.0), "log_level": ("debug", "DEBUG"),
     "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
     "core_hour_price": ("0.1", 0.1), "batch_bytes": ("4096", 4096), "native": ("false", False),
-    "pacing": ("false", False),
+    "pacing": ("false", False), "store_failures": ("5", 5), "store_pause": ("0.5", 0.5), "store_pause_max": ("9", 9.0),
 }  # fmt: skip
 
 
@@ -78,7 +79,12 @@ def test_a_variable_goes_before_the_file_and_others_are_left_alone(monkeypatch, 
         ("batch_rows", "0"),
         ("batches_in_flight", "65"),
         ("commit_interval", "0"),
+        ("transaction_interval", "0"),
+        ("dead_letter_share", "1.1"),
         ("store_timeout", "-1"),
+        ("store_failures", "0"),
+        ("store_pause", "0"),
+        ("store_pause_max", "0"),
         ("log_level", "LOUD"),
         ("kafka", "{"),
         ("kafka", "[]"),

@@ -48,6 +48,10 @@ class BatchReader(Protocol):
         """
         ...
 
+    def idle(self) -> Iterator[RawBatch]:
+        """Answer the group's calls, and read nothing; what slips through all the same is yielded."""
+        ...
+
     def close(self) -> None:
         """Before the consumer is closed."""
         ...

@@ -95,6 +95,14 @@ class LogReader:
                 raise broker_error(error, self._where)
             message = self._consumer.poll(0)
 
+    def answers(self, timeout: float) -> bool:
+        """Does the broker answer, within so many seconds?"""
+        try:
+            self._consumer.get_watermark_offsets(TopicPartition(self.topic, 0), timeout=timeout)
+        except KafkaException:
+            return False
+        return True
+
     def close(self) -> None:
         self._consumer.close()
 

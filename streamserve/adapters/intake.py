@@ -9,75 +9,79 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from streamserve.adapters.client_io import BatchReader, Fill
-from streamserve.adapters.kafka import Clients, broker_error
-from streamserve.adapters.messages import MessageReader
-from streamserve.adapters.native import Handle
-from streamserve.adapters.packed import PackedReader
+from streamserve.adapters.client_io import Fill
+from streamserve.adapters.incarnation import Incarnation
 from streamserve.adapters.positions import starting_positions
-from streamserve.delivery.emitter import BoundaryHook, Emitter
-from streamserve.delivery.gate import Gate
-from streamserve.delivery.ledger import Boundary, Ledger
+from streamserve.delivery.brake import Brake
+from streamserve.delivery.custody import Custody
+from streamserve.delivery.emitter import Emitter, Outcome, StartAnewError
 from streamserve.delivery.pacing import Pace
-from streamserve.errors import StreamserveError
+from streamserve.errors import BrokerError, StreamserveError
 from streamserve.records import OutputBatch, RawBatch, Stage
-from streamserve.topology import Source
+from streamserve.records import TopicPartition as Place
+from streamserve.settings import Settings
+from streamserve.topology import Topology
 
 LOG = logging.getLogger("streamserve.intake")
 POLL_S = 0.1
-ROOM_S = 0.05  # how long one wait for room takes before the group's calls are answered again
-RETRY_S = 0.2  # until the next try of the last commit, where the coordinator moves or starts
-LAST_FLUSH_S = 1.0  # what the last barrier gets at least
+ROOM_S = 0.05  # how long one wait for room takes before the next look at what else is to be done
+IDLE_S = 1.0  # without room or leave to read for so long, the group's calls are answered all the same
+SLOW_COMMIT_S = 5.0  # a commit that takes longer is told to whoever asks whether this worker serves
+RETRY_S = 0.2  # until the next try of a commit, where the coordinator moves or starts
+COMMIT_S = 120.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
+LAST_COMMIT_S = 1.0  # what the last commit gets at least
+ANEW_S = (0.2, 5.0)  # between two incarnations, growing: the first pause and the longest
 
 
-class Outcome(Enum):
-    """What became of a commit."""
+class Lives(Protocol):
+    """Where incarnations come from."""
 
-    DONE = "done"
-    LATER = "later"  # the broker can't take it now: it is tried again
-    MOVED_ON = "moved on"  # what was to be committed is another member's now
+    def begin(self, epoch: Callable[[], int]) -> Incarnation: ...
 
 
 class Intake:
-    """Reads `topic` as a member of `group` and calls `deliver` with each batch, from its own thread.
+    """Reads a topology's source and calls `deliver` with each batch, from its own thread.
 
     Args:
+        count: the partitions of a topic, asked of a client of its own.
         deliver: takes a batch; called at most `batches_in_flight` times ahead of `finished`.
         on_failure: told what stopped the thread.
-        target_s: seconds from an event's arrival to its prediction that batches are made for.
     """
 
     def __init__(
         self,
-        clients: Clients,
-        source: Source,
-        group: str,
-        emitter: Emitter,
+        lives: Lives,
+        topology: Topology,
+        settings: Settings,
+        count: Callable[[str], int],
         deliver: Callable[[RawBatch], None],
         on_failure: Callable[[BaseException], None],
-        target_s: float = 0.02,
     ) -> None:
-        self._clients, self._settings, self._topic = clients, clients.settings, source.topic
-        self._emitter, self._deliver, self._on_failure = emitter, deliver, on_failure
-        self._group = group
+        self._lives, self._settings, self._count = lives, settings, count
+        self._deliver, self._on_failure = deliver, on_failure
+        self._topic, self._name = topology.source.topic, topology.name
+        exactly_once = topology.delivery == "exactly_once"
+        self._interval = settings.transaction_interval if exactly_once else settings.commit_interval
+        self.custody = Custody()
         self._state = threading.Condition()
         self._in_flight = 0
-        self._gate, self._ledger = Gate(), Ledger()
-        self._pace = Pace(target_s, self._settings.batch_rows)
+        self._brake = Brake(settings.dead_letter_share)
+        self._pace = Pace(topology.target_p99_ms / 1000, settings.batch_rows)
         self._lag: dict[int, int] = {}
+        self._life: Incarnation | None = None
         self._abandoned = False
         self._stopping = threading.Event()
-        self._next_commit = 0.0
-        self._admin = clients.admin()
-        self._reader: BatchReader | None = None
+        self._next_commit = self._last_read = 0.0
+        self._committing_since: float | None = None
+        self._pause = ANEW_S[0]
+        self._fruitless_since: float | None = None  # since when no incarnation has taken up a partition
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
-        self.hooks: list[BoundaryHook] = []
-        self.commits = 0
+        self.incarnations = 0
 
     # ---- called from other threads
 
@@ -94,6 +98,9 @@ class Intake:
             self._abandoned = True
             self._stopping.set()
             self._state.notify_all()
+        life = self._life
+        if life is not None:
+            life.end("the worker stops")
 
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
@@ -106,11 +113,19 @@ class Intake:
             BrokerError: the output can't be delivered.
         """
         with self._state:
-            passed = self._gate.pass_through(batch)
-        self._emitter.send(passed)
-        with self._state:
             self._learn(batch)
-            self._ledger.sent({tp: span for tp, span in passed.covers.items() if self._gate.admits(batch.raw, tp[1])})
+            held = self._brake_learns(batch)
+        if held:
+            LOG.error("%s", self.trouble())
+        life = self._life
+        try:
+            self.custody.send(batch, self._emitter)
+        except BrokerError:
+            if life is None or not life.is_over():
+                raise  # else it is another incarnation's, or another worker's, now
+
+    def _emitter(self) -> Emitter | None:
+        return None if self._life is None or self._life.is_over() else self._life.emitter
 
     def _learn(self, batch: OutputBatch) -> None:
         if batch.times is not None and batch.raw.ready_ns:
@@ -120,6 +135,28 @@ class Intake:
             since = time.monotonic_ns() - batch.raw.first_ns
             waited = batch.raw.ready_ns - batch.raw.first_ns
             self._pace.sent(version, len(batch.raw), work / 1e9, since / 1e9, waited / 1e9)
+
+    def _brake_learns(self, batch: OutputBatch) -> bool:
+        """Whether the brake has changed to hold."""
+        before = self._brake.held
+        self._brake.learn(len(batch.raw), len(batch.rejects), time.monotonic())
+        if before and not self._brake.held:
+            LOG.warning("events are scored again: reading goes on")
+        return self._brake.held and not before
+
+    def trouble(self) -> str:
+        """Why this worker does not get on; empty: it does. From any thread."""
+        if self._fruitless_since is not None:
+            return f"nothing can be taken up since {time.monotonic() - self._fruitless_since:.0f} s, see the log"
+        since = self._committing_since
+        if since is not None and (waited := time.monotonic() - since) > SLOW_COMMIT_S:
+            return f"the broker has not confirmed a commit for {waited:.0f} s"
+        if self._brake.held:
+            return (
+                f"{self._brake.share:.0%} of the last events became dead letters, more than "
+                f"STREAMSERVE_DEAD_LETTER_SHARE allows ({self._brake.limit:.0%}): reading is paused but for probes"
+            )
+        return ""
 
     def lag(self) -> dict[int, int]:
         """Records between what was read and the end of each partition, as of the last commit; from any thread."""
@@ -133,7 +170,7 @@ class Intake:
 
     @property
     def partitions(self) -> int:
-        return len(self._gate.partitions)
+        return len(self.custody.partitions)
 
     @property
     def in_flight(self) -> int:
@@ -142,49 +179,109 @@ class Intake:
     # ---- the thread
 
     def _main(self) -> None:
-        consumer: Consumer | None = None
         try:
-            consumer, handle = self._clients.member(self._group)
-            self._reader = self._open_reader(consumer, handle)
-            consumer.subscribe(
+            while not self._live():
+                pass
+        except BaseException as error:  # noqa: BLE001  (handed to the worker, which stops with it)
+            self._on_failure(error)
+
+    def _live(self) -> bool:
+        """One incarnation from its beginning to its end; True: it was the last."""
+        try:
+            life = self._begin()
+        except BrokerError as error:
+            if not self.incarnations:
+                raise
+            return self._pause_after(error)
+        try:
+            life.consumer.subscribe(
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
             while not self._stopping.is_set():
-                self._turn(consumer)
-            self._finish(consumer)
-        except BaseException as error:  # noqa: BLE001  (handed to the worker, which stops with it)
-            self._on_failure(error)
+                self._turn(life)
+            self._finish(life)
+        except StartAnewError as why:
+            life.end(str(why))
+            LOG.warning("%s; this worker joins again as a new member", why)
+            return self._pause_after(why.__cause__)
+        except BaseException:
+            life.end("the worker stops")
+            raise
+        else:
+            return True
         finally:
-            if consumer is not None:
-                if self._reader is not None:
-                    self._reader.close()
-                consumer.close()
+            self._end(life)
 
-    def _open_reader(self, consumer: Consumer, handle: Handle | None) -> BatchReader:
-        where = self._clients.bootstrap
-        if handle is None:
-            return MessageReader(consumer, self._current_epoch, where)
-        return PackedReader(consumer, handle, self._topic, self._current_epoch, self._settings.batch_rows, where)
+    def _begin(self) -> Incarnation:
+        life = self._lives.begin(self._current_epoch)
+        self._life, self._committing_since = life, None
+        self.incarnations += 1
+        return life
+
+    def _pause_after(self, cause: BaseException | None) -> bool:
+        """Between two incarnations, the longer the less the last ones got done; True: the worker stops.
+
+        Raises:
+            BrokerError: none has come to anything for a while, for this cause.
+        """
+        now = time.monotonic()
+        if self._fruitless_since is None:
+            self._fruitless_since, self._pause = now, ANEW_S[0]
+        if isinstance(cause, BrokerError) and now - self._fruitless_since > COMMIT_S:
+            raise cause
+        self._pause = min(2 * self._pause, ANEW_S[1])
+        return self._stopping.wait(self._pause)
+
+    def _end(self, life: Incarnation) -> None:
+        """The reader's end comes before the consumer's, whose last callbacks let its partitions go in good order."""
+        life.reader.close()
+        life.consumer.close()
+        life.end("it was closed")
+        self.custody.drop(self.custody.owner_epochs())
+        self._life = None
+        life.emitter.close()
 
     def _current_epoch(self) -> int:
-        return self._gate.epoch
+        return self.custody.epoch
 
-    def _turn(self, consumer: Consumer) -> None:
-        if time.monotonic() >= self._next_commit:
-            self._commit(consumer)
-            self._lag = self._measure_lag(consumer)
-        if not self._wait_for_room():
-            return
-        assert self._reader is not None  # noqa: S101  (opened before the first turn)
-        for batch in self._reader.read(self._fill()):
+    def _turn(self, life: Incarnation) -> None:
+        late = life.ownership.superseded(self.custody.owner_epochs())
+        if late:
+            raise StartAnewError(f"partitions {[p for _, p in late]} have a later owner")
+        if time.monotonic() >= self._next_commit or life.emitter.spoilt:
+            self._commit(life)
+            self._lag = self._measure_lag(life.consumer)
+        self._read_again(life.consumer)
+        for batch in self._read(life):
             with self._state:
                 self._pace.arrived(len(batch), time.monotonic())
-            self._hand_over(batch)
+                self._brake.read()
+                self._in_flight += 1
+            self._deliver(batch)
+        if life.is_over():
+            raise StartAnewError(life.why)
 
-    def _fill(self) -> Fill:
+    def _read(self, life: Incarnation) -> Iterable[RawBatch]:
+        now = time.monotonic()
         with self._state:
-            rows, seconds = self._pace.wait() if self._settings.pacing else (1, 0.0)
-        return Fill(POLL_S, rows, seconds, self._settings.batch_rows, self._settings.batch_bytes)
+            room = self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
+            most = self._brake.rows(self._settings.batch_rows, self._in_flight, now) if room else 0
+        if most:
+            self._last_read = now
+            return life.reader.read(self._fill(most))
+        if now - self._last_read > IDLE_S:
+            self._last_read = now
+            return life.reader.idle()
+        if room:
+            self._stopping.wait(ROOM_S)
+        return ()
+
+    def _fill(self, most: int) -> Fill:
+        settings = self._settings
+        with self._state:
+            rows, seconds = self._pace.wait() if settings.pacing else (1, 0.0)
+        wait = min(POLL_S, max(self._next_commit - time.monotonic(), 0.0))
+        return Fill(wait, min(rows, most), seconds, most, settings.batch_bytes)
 
     def _measure_lag(self, consumer: Consumer) -> dict[int, int]:
         """From what the client knows by its last fetches: asks nobody."""
@@ -195,85 +292,50 @@ class Intake:
                 found[tp.partition] = max(high - tp.offset, 0)
         return found
 
-    def _hand_over(self, batch: RawBatch) -> None:
-        with self._state:
-            self._in_flight += 1
-        self._deliver(batch)
+    # ---- commits
 
-    def _wait_for_room(self) -> bool:
-        with self._state:
-            return self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
-
-    # ---- commits: the barrier, then the offsets, in this thread
-
-    def _commit(self, consumer: Consumer, limit: float | None = None) -> Outcome:
-        """limit: seconds that the barrier may take, if not the emitter's own."""
-        self._next_commit = time.monotonic() + self._settings.commit_interval
-        with self._state:
-            boundaries = self._ledger.boundaries()
-        if not boundaries:
-            return Outcome.DONE
-        for hook in self.hooks:
-            hook.prepare(boundaries)
-        self._emitter.barrier(limit)
-        outcome = self._commit_offsets(consumer, boundaries)
-        if outcome is Outcome.DONE:
-            with self._state:
-                self._ledger.committed(boundaries)
-            self.commits += 1
-            for hook in self.hooks:
-                hook.committed(boundaries)
-        else:
-            for hook in self.hooks:
-                hook.void(boundaries)
+    def _commit(self, life: Incarnation, limit: float = COMMIT_S) -> Outcome:
+        now = time.monotonic()
+        self._next_commit, self._committing_since = now + self._interval, now
+        outcome = self.custody.commit(life.emitter, life.member, limit)
+        self._committing_since = None
         return outcome
 
-    def _commit_offsets(self, consumer: Consumer, boundaries: Sequence[Boundary]) -> Outcome:
-        try:
-            done = consumer.commit(
-                offsets=[TopicPartition(b.topic, b.partition, b.stop) for b in boundaries], asynchronous=False
-            )
-        except KafkaException as error:
-            return self._refused(error.args[0], self._clients.bootstrap)
-        for tp in done:
-            if tp.error is not None:
-                return self._refused(tp.error, f"{self._clients.bootstrap} commit of {tp.topic}-{tp.partition}")
-        return Outcome.DONE
+    def _read_again(self, consumer: Consumer) -> None:
+        """After an abort: what is read from here on counts; what was read before, in this turn too, does not."""
+        for place, offset in self.custody.rewound.items():
+            try:
+                consumer.seek(TopicPartition(*place, offset))
+            except KafkaException as error:  # its fetching has not begun yet
+                LOG.info("%s-%d is led back in a moment: %s", *place, error.args[0].str())
+                continue
+            self.custody.led_back(place)
+            LOG.warning("%s-%d is read again from the last commit", *place)
 
-    def _refused(self, error: KafkaError, where: str) -> Outcome:
-        if error.code() in _MEMBERSHIP_GONE:
-            LOG.warning("commit refused, the group moved on: %s", error.str())
-            return Outcome.MOVED_ON
-        if error.code() in _COORDINATOR_AWAY:
-            LOG.warning("commit not taken, it is tried again: %s", error.str())
-            return Outcome.LATER
-        raise broker_error(error, where)
-
-    def _finish(self, consumer: Consumer) -> None:
+    def _finish(self, life: Incarnation) -> None:
         """The end that a signal asked for: exit code 0 says that everything in flight was committed.
 
         Raises:
             StreamserveError: it was not.
         """
         deadline = time.monotonic() + self._settings.drain_timeout
-        done = self._drained()
-        while done and self._commit(consumer, max(deadline - time.monotonic(), LAST_FLUSH_S)) is Outcome.LATER:
-            with self._state:
-                done = not self._state.wait_for(lambda: self._abandoned, timeout=RETRY_S)
-            done = done and time.monotonic() < deadline
+        done = self._drained() and self._commit_until(life, deadline)
         if not done and not self._abandoned:
             raise StreamserveError(
                 f"what was in flight was not committed within {self._settings.drain_timeout:g} s of the signal",
-                where=f"group {self._group}",
+                where=f"topology {self._name}",
                 mend="nothing is lost, the next worker scores it again; look at the warnings above for who is slow",
             )
 
-    def _settle(self, consumer: Consumer) -> None:
-        """Partitions are about to go: wait until nothing is in flight, then commit."""
-        if self._drained():
-            self._commit(consumer)
-        elif not self._abandoned:
-            LOG.error("batches are still in flight; they will be scored again")
+    def _commit_until(self, life: Incarnation, deadline: float) -> bool:
+        """Commit, and try again where the coordinator moves or starts."""
+        while True:
+            outcome = self._commit(life, max(deadline - time.monotonic(), LAST_COMMIT_S))
+            if outcome is not Outcome.LATER:
+                return outcome is Outcome.DONE
+            with self._state:
+                if self._state.wait_for(lambda: self._abandoned, timeout=RETRY_S) or time.monotonic() > deadline:
+                    return False
 
     def _drained(self) -> bool:
         """Nothing is in flight any more. False: the deadline passed first, or the worker failed."""
@@ -284,58 +346,52 @@ class Intake:
 
     # ---- the group's calls, inside poll: `list_topics`, `poll` and `consume` of the consumer are forbidden here
 
-    def _count(self, topic: str) -> int:
-        return self._clients.partitions(self._admin, topic)
-
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        placed = starting_positions(consumer, partitions, self._settings, self._count)
-        with self._state:
-            epoch = self._gate.open((tp.topic, tp.partition) for tp in placed)
-        if self._reader is not None:
-            self._reader.take(placed)
+        life = self._life
+        if life is None or life.is_over() or not partitions:
+            consumer.incremental_assign([])
+            return
+        try:
+            owner_epoch = life.ownership.take(self._topic, [tp.partition for tp in partitions])
+            placed = starting_positions(consumer, partitions, self._settings, self._count)
+        except BrokerError as error:
+            raise StartAnewError(f"partitions can't be taken up: {error.what}") from error
+        self._fruitless_since = None
+        self.custody.take({(tp.topic, tp.partition): tp.offset for tp in placed}, owner_epoch)
+        life.reader.take(placed)
         consumer.incremental_assign(placed)
-        LOG.info("took up partitions %s (intake epoch %d)", [tp.partition for tp in placed], epoch)
+        LOG.info("took up partitions %s (owner epoch %d)", [tp.partition for tp in placed], owner_epoch)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._settle(consumer)
-        self._let_go(consumer, partitions)
+        """Finish what is in flight, commit, say so in the progress log, let go."""
+        life = self._life
+        try:
+            if life is not None and not life.is_over():
+                self._give_up(life, [(tp.topic, tp.partition) for tp in partitions])
+        finally:
+            self._let_go(consumer, partitions)
+
+    def _give_up(self, life: Incarnation, places: Sequence[Place]) -> None:
+        deadline = time.monotonic() + self._settings.drain_timeout
+        if not self._drained() and not self._abandoned:
+            LOG.error("batches are still in flight; they will be scored again")
+        epochs = self.custody.hand_over(places, lambda: self._abandoned or self._commit_until(life, deadline))
+        if epochs and not self._abandoned:
+            try:
+                life.ownership.release(self._topic, {partition: epoch for (_, partition), epoch in epochs.items()})
+            except BrokerError as error:
+                LOG.warning("who comes next will take this worker for lost: %s", error)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        LOG.warning("lost partitions %s; nothing of them is committed", [tp.partition for tp in partitions])
+        numbers = [tp.partition for tp in partitions]
+        LOG.warning("lost partitions %s; nothing of them is committed", numbers)
+        if self._life is not None:
+            self._life.end(f"partitions {numbers} were lost")
         self._let_go(consumer, partitions)
 
     def _let_go(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        keys = [(tp.topic, tp.partition) for tp in partitions]
-        with self._state:
-            self._gate.close(keys)
-            self._ledger.forget(keys)
-        if self._reader is not None:
-            self._reader.release(partitions)
+        self.custody.drop((tp.topic, tp.partition) for tp in partitions)
+        if self._life is not None:
+            self._life.reader.release(partitions)
         consumer.incremental_unassign(partitions)
         LOG.info("gave up partitions %s", [tp.partition for tp in partitions])
-
-
-_MEMBERSHIP_GONE = frozenset(
-    (
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError.FENCED_MEMBER_EPOCH,
-        KafkaError.STALE_MEMBER_EPOCH,
-    )
-)
-_COORDINATOR_AWAY = frozenset(
-    (
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.NETWORK_EXCEPTION,
-        KafkaError.NOT_ENOUGH_REPLICAS,
-        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-        KafkaError._WAIT_COORD,  # noqa: SLF001
-        KafkaError._TIMED_OUT,  # noqa: SLF001
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
-    )
-)

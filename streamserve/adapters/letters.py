@@ -19,8 +19,8 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from numpy.typing import NDArray
 
-from streamserve.adapters.emitter import BATCH_BYTES, CLIENT_BYTES, METADATA_MS, RECORD_OVERHEAD
 from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.output import BATCH_BYTES, CLIENT_BYTES, METADATA_MS, RECORD_OVERHEAD
 from streamserve.adapters.reading import Record, Span, Start, TopicReader
 from streamserve.adapters.replay import LINGER_MS, MESSAGE_TIMEOUT_S, QUEUE_WAIT_S
 from streamserve.adapters.topics import Topics

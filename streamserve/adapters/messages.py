@@ -33,6 +33,7 @@ class MessageReader:
 
     def __init__(self, consumer: Consumer, epoch: Callable[[], int], where: str) -> None:
         self._consumer, self._epoch, self._where = consumer, epoch, where
+        self._paused = -1  # the intake epoch in which everything was paused
 
     def take(self, partitions: Sequence[TopicPartition]) -> None:
         """Nothing: the consumer's poll has them all."""
@@ -40,7 +41,20 @@ class MessageReader:
     def release(self, partitions: Sequence[TopicPartition]) -> None:
         """Nothing, as above."""
 
+    def idle(self) -> Iterator[RawBatch]:
+        if self._paused != self._epoch():  # partitions that came meanwhile are not paused yet
+            self._paused = self._epoch()
+            self._consumer.pause(self._consumer.assignment())
+        started = time.monotonic_ns()
+        first = self._consumer.poll(0)
+        if first is not None:
+            for message in self._readable([first]):
+                yield to_batch(message.topic(), [message], self._epoch(), started)
+
     def read(self, fill: Fill) -> Iterator[RawBatch]:
+        if self._paused >= 0:
+            self._paused = -1
+            self._consumer.resume(self._consumer.assignment())
         first = self._consumer.poll(fill.wait)
         if first is None:
             return

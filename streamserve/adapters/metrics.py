@@ -19,12 +19,14 @@ from prometheus_client.registry import Collector
 
 from streamserve.adapters.cost import Cost
 from streamserve.adapters.latency import EventLatency
+from streamserve.features.breaker import State, StoreReading
 from streamserve.records import FeatureStatus, OutputBatch, RawBatch
 
 SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ROWS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SEND = "send"
+STATES = {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 2}
 
 _no_created_series()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
 
@@ -39,12 +41,16 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the intake knows when it is asked. lag: records behind the end, by partition."""
+    """What the intake and the store know when they are asked. lag: records behind the end, by partition."""
 
     partitions: int = 0
     in_flight: int = 0
     commits: int = 0
+    aborts: int = 0
+    incarnations: int = 0
+    trouble: bool = False
     lag: Mapping[int, int] = field(default_factory=dict)
+    store: StoreReading = field(default_factory=StoreReading)
 
 
 class Metrics:
@@ -190,9 +196,39 @@ class _Standing(Collector):
         yield gauge("batches_in_flight", "Batches between intake and output.", now.in_flight)
         yield gauge("partitions_owned", "Source partitions that this worker owns.", now.partitions)
         yield counter("commits", "Offset commits that succeeded.", now.commits)
+        yield counter("aborts", "Transactions that were given up; their events were read again.", now.aborts)
+        yield counter("incarnations", "Times that this worker joined its group, the first included.", now.incarnations)
+        yield gauge("in_trouble", "1 while /ready says why this worker does not get on, else 0.", float(now.trouble))
         yield counter("cpu_seconds", "CPU that the process used, user and system.", self._cpu())
+        yield from self._store(now.store)
         yield gauge(
             "cost_per_million_predictions",
             "Price of the CPU of a million predictions, over the last five minutes.",
             self._cost.per_million(),
         )
+
+    def _store(self, now: StoreReading) -> Iterable[Metric]:
+        known = [self._topology]
+        state = GaugeMetricFamily(
+            "streamserve_store_breaker_state",
+            "0 closed, 1 open: the store is not asked, 2 probing.",
+            labels=["topology"],
+        )
+        state.add_metric(known, STATES[now.state])
+        transitions = CounterMetricFamily(
+            "streamserve_store_breaker_transitions",
+            "Changes of the breaker, by the new state.",
+            labels=["topology", "to"],
+        )
+        for to in State:
+            transitions.add_metric([*known, to.value], now.transitions.get(to, 0))
+        failures = CounterMetricFamily(
+            "streamserve_store_failures", "Asks of the store in vain, probes included.", labels=["topology", "kind"]
+        )
+        for kind, count in sorted(now.failures.items()):
+            failures.add_metric([*known, kind], count)
+        skipped = CounterMetricFamily(
+            "streamserve_store_rows_skipped", "Rows not asked for: the breaker was open.", labels=["topology"]
+        )
+        skipped.add_metric(known, now.skipped)
+        return state, transitions, failures, skipped

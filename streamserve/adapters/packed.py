@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ctypes import byref, c_int
-from dataclasses import replace
 from time import monotonic, monotonic_ns
 from typing import Any
 
@@ -19,6 +18,7 @@ from streamserve.native import from_arrays, to_column
 from streamserve.records import Outgoing, RawBatch
 
 LOG = logging.getLogger("streamserve.packed")
+STRAYS, STRAY_BYTES = 1000, 1 << 20  # at once
 LEAD_S, LONGEST_LEAD_S = 0.05, 1.0  # between two tries to lead a partition of which nothing has come; it grows
 
 
@@ -73,8 +73,11 @@ class PackedReader:
             self._pause = min(2 * self._pause, LONGEST_LEAD_S)
             self._lead(self._unsure)
 
+    def idle(self) -> Iterator[RawBatch]:
+        return self._strays()
+
     def read(self, fill: Fill) -> Iterator[RawBatch]:
-        yield from self._strays(fill)
+        yield from self._strays(fill.max_rows, fill.max_bytes)
         self._lead_again()
         size = native.BatchSize()
         self._lib.reader_fetch(
@@ -94,12 +97,12 @@ class PackedReader:
         if size.errors:
             self._judge(KafkaError(size.error, size.text.decode(errors="replace")), size.partition)
 
-    def _strays(self, fill: Fill) -> Iterator[RawBatch]:
+    def _strays(self, rows: int = STRAYS, size: int = STRAY_BYTES) -> Iterator[RawBatch]:
         """The group's callbacks and errors; and records of a partition whose queue did not lead here yet.
 
         They come before anything of theirs that our queue gets from now on.
         """
-        at_once = replace(fill, wait=0, rows=1)
+        at_once = Fill(wait=0, rows=1, seconds=0, max_rows=rows, max_bytes=size)
         while batches := list(self._beside.read(at_once)):
             for batch in batches:
                 self.take([TopicPartition(batch.topic, p) for p in np.unique(batch.partitions).tolist()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,15 +9,32 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from streamserve.adapters.redis_deadline import bounded, within
+from streamserve.adapters.redis_faults import (
+    ERRORS,
+    OURS,
+    UNREACHABLE,
+    Failure,
+    Kind,
+    failure_of,
+    lost,
+    mend_of,
+    mend_of_write,
+)
+from streamserve.adapters.redis_guard import Guard, Rows
 from streamserve.errors import RedisError
+from streamserve.features.breaker import Rules, StoreReading
 from streamserve.features.rows import Answer
 from streamserve.records import FeatureStatus
 from streamserve.settings import Settings
 
-LOG = logging.getLogger("streamserve.redis")
-UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_REDIS_URL to a Redis that runs"
-PROBE = b"streamserve:probe"  # a key that no row has: to read it takes the rights that rows take
+# Keys that no row has: to read them takes the rights that rows take. Of two hash slots, so that a node of a cluster
+# refuses them whichever slots it serves.
+PROBES = (b"streamserve:probe", b"streamserve:probe:2")
 WRITE_CHUNK = 2000  # rows a round trip of `load`
+KINDS_OF_VALUES = {bytes, type(None)}
+SUSPECT = (Kind.TIMEOUT, Kind.GONE, Kind.GARBLED)  # what befell one connection may have befallen the idle ones
+NO_ANSWER = Answer(None, FeatureStatus.TIMEOUT)
 
 
 class RedisStore:
@@ -31,10 +47,13 @@ class RedisStore:
             "socket_timeout": settings.store_timeout,
             "socket_connect_timeout": settings.store_timeout,
             "retry": Retry(NoBackoff(), 0),
+            # Nothing of the third version is used, and its pushes may stretch timeouts
+            "protocol": 2,
             **settings.redis,
+            "decode_responses": False,  # rows are bytes
         }
         self._address = _without_password(settings.redis_url)
-        self._start_timeout = settings.start_timeout
+        self._timeout, self._start_timeout = settings.store_timeout, settings.start_timeout
         try:
             self._redis = redis.Redis.from_url(settings.redis_url, **options)
         except ValueError:  # its text may quote a part of the password
@@ -42,31 +61,57 @@ class RedisStore:
                 "STREAMSERVE_REDIS_URL is no Redis URL",
                 mend="write it as redis://user:password@host:6379/0, with %2F for a / in the password",
             ) from None
+        pool = self._redis.connection_pool
+        pool.connection_class = bounded(pool.connection_class)
+        rules = Rules(settings.store_failures, settings.store_pause, settings.store_pause_max)
+        self._guard = Guard(self._ask, rules)
 
     def check(self) -> None:
         """Is it there, and does it let us read rows?
 
         Raises:
-            RedisError: no, or it refuses us.
+            RedisError: no, or it refuses us, or it is a node of a cluster.
         """
         try:
-            self._redis.mget([PROBE])
-        except redis.RedisError as error:
-            raise RedisError(f"Redis does not help: {error}", where=self._address, mend=_mend(error)) from None
+            with within(self._start_timeout):
+                self._redis.mget(PROBES)
+        except ERRORS as error:
+            raise RedisError(f"Redis does not help: {_what(error)}", where=self._address, mend=mend_of(error)) from None
         except TypeError as error:  # redis-py makes its connections late, and tells of their options then
             raise RedisError(
                 f"STREAMSERVE_REDIS does not fit: {error}", mend="see redis-py's connection options"
             ) from None
 
     def fetch(self, keys: Sequence[bytes]) -> Answer:
+        rows = self._guard.fetch(keys)
+        return NO_ANSWER if rows is None else Answer(rows)
+
+    def reading(self) -> StoreReading:
+        return self._guard.reading()
+
+    def _ask(self, keys: Sequence[bytes]) -> Rows | Failure:
+        """One MGET, within the store's timeout from its beginning to its end."""
         try:
-            rows: Any = self._redis.mget(keys)
-            return Answer(rows)
-        except redis.TimeoutError:
-            LOG.warning("no answer in time for %d rows; defaults are used", len(keys))
-        except redis.RedisError as error:
-            LOG.warning("%s; defaults are used for %d rows", error, len(keys))
-        return Answer(None, FeatureStatus.TIMEOUT)
+            with within(self._timeout):
+                rows = self._mget(keys)
+            if type(rows) is list and len(rows) == len(keys) and KINDS_OF_VALUES.issuperset(map(type, rows)):
+                return rows
+            failure = Failure(Kind.GARBLED, f"it answered {len(keys)} keys with something else than as many values")
+        except OURS:
+            raise
+        except ERRORS as error:
+            failure = failure_of(error)
+        if failure.kind in SUSPECT:
+            self._redis.connection_pool.disconnect(inuse_connections=False)
+        return failure
+
+    def _mget(self, keys: Sequence[bytes]) -> Any:
+        try:
+            return self._redis.mget(keys)
+        except redis.ConnectionError as error:
+            if not lost(error):
+                raise
+        return self._redis.mget(keys)
 
     def load(self, rows: Iterable[tuple[bytes, bytes]]) -> int:
         """Write rows, each atomically; returns how many.
@@ -86,22 +131,22 @@ class RedisStore:
                 self._redis.mset(chunk)
         except redis.RedisError as error:
             raise RedisError(
-                f"Redis took {count} rows and then refused: {error}",
+                f"Redis took {count} rows and then refused: {_what(error)}",
                 where=self._address,
-                mend=_mend(error) if isinstance(error, redis.exceptions.NoPermissionError) else "mend Redis and repeat",
+                mend=mend_of_write(error),
             ) from None
         return count + len(chunk)
 
     def close(self) -> None:
+        self._guard.close()
         self._redis.close()
 
 
-def _mend(error: redis.RedisError) -> str:
-    if isinstance(error, redis.exceptions.NoPermissionError):
-        return "grant the user what docs/operations.md lists: ~streamserve:* +mget, and +mset to load rows"
-    if isinstance(error, redis.AuthenticationError) or "NOAUTH" in str(error):
-        return "check the user and password in STREAMSERVE_REDIS_URL"
-    return UNREACHABLE
+def _what(error: BaseException) -> str:
+    """Its text; redis-py cuts a reply's first word off, which the documentation of Redis goes by."""
+    text = str(error) or type(error).__name__
+    code = getattr(error, "status_code", None)
+    return f"{code} {text}" if code and code != "ERR" else text
 
 
 def _without_password(url: str) -> str:

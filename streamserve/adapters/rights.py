@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
-from streamserve.adapters.control_log import CONTROL
+from streamserve.adapters.control_log import CONTROL, PROGRESS
 from streamserve.adapters.kafka import Clients, missing_right
 from streamserve.topology import Topology
 
@@ -22,13 +22,14 @@ LOG = logging.getLogger("streamserve.rights")
 READ, WRITE = AclOperation.READ, AclOperation.WRITE
 
 
-def topic_rights(topology: Topology) -> dict[str, AclOperation]:
+def topic_rights(topology: Topology) -> dict[str, tuple[AclOperation, ...]]:
     """What is read and what is written, by topic."""
     return {
-        topology.source.topic: READ,
-        CONTROL: READ,
-        topology.topic("predictions"): WRITE,
-        topology.topic("dead-letters"): WRITE,
+        topology.source.topic: (READ,),
+        CONTROL: (READ,),
+        PROGRESS: (READ, WRITE),
+        topology.topic("predictions"): (WRITE,),
+        topology.topic("dead-letters"): (WRITE,),
     }
 
 
@@ -41,7 +42,7 @@ def check_replay_rights(clients: Clients, topology: Topology) -> None:
     admin, topic = clients.admin(), topology.source.topic
     clients.metadata(admin, topic)
     options = {"include_authorized_operations": True, "request_timeout": clients.settings.start_timeout}
-    _check(clients, admin.describe_topics(TopicCollection([topic]), **options)[topic], WRITE, "topic", topic)
+    _check(clients, admin.describe_topics(TopicCollection([topic]), **options)[topic], (WRITE,), "topic", topic)
 
 
 def check_rights(clients: Clients, topology: Topology, group: str) -> None:
@@ -59,16 +60,17 @@ def check_rights(clients: Clients, topology: Topology, group: str) -> None:
     groups = admin.describe_consumer_groups([group], **options)
     for name, future in topics.items():
         _check(clients, future, rights[name], "topic", name)
-    _check(clients, groups[group], READ, "group", group)
+    _check(clients, groups[group], (READ,), "group", group)
 
 
-def _check(clients: Clients, future: Future[Any], right: AclOperation, kind: str, name: str) -> None:
+def _check(clients: Clients, future: Future[Any], rights: tuple[AclOperation, ...], kind: str, name: str) -> None:
     try:
         granted = future.result(clients.settings.start_timeout).authorized_operations
     except KafkaException as error:
         if error.args[0].code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-            raise missing_right(right.name, kind, name, clients.bootstrap) from None
+            raise missing_right(rights[0].name, kind, name, clients.bootstrap) from None
         LOG.debug("rights on %s %s are not told: %s", kind, name, error.args[0].str())  # no topic, no coordinator yet
         return
-    if granted and right not in granted:
-        raise missing_right(right.name, kind, name, clients.bootstrap)
+    for right in rights:
+        if granted and right not in granted:
+            raise missing_right(right.name, kind, name, clients.bootstrap)

@@ -16,6 +16,7 @@ import platform
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from typing import Any
 from streamserve import __version__
 from streamserve.adapters.batch_topic import App, batches, make_app
 from streamserve.adapters.control_log import LogReader
-from streamserve.adapters.emitter import AtLeastOnceEmitter
+from streamserve.adapters.incarnation import Incarnations
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading
 from streamserve.adapters.onnx import RUNTIME, OnnxSession
+from streamserve.adapters.progress_log import ProgressLog
 from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
@@ -81,8 +83,10 @@ class Worker:
         self._store = RedisStore(settings)
         if topology.views:
             self._store.check()
+            self.health.store = self._store.reading
         self._log = LogReader(self._clients)
         self._state = self._fold_to_end(catalogue)
+        self._progress = ProgressLog(self._clients, topology.name)
         versions = LoadedVersions(
             Registry(settings.registry),
             catalogue,
@@ -106,21 +110,17 @@ class Worker:
             clock_ns=time.monotonic_ns,
         )
         self.metrics = Metrics(topology.name, _about(topology, settings), price=settings.core_hour_price)
-        self._emitter = AtLeastOnceEmitter(
-            self._clients,
-            topology.topic("dead-letters"),
-            __version__,
-            topics.max_bytes([predictions, topology.topic("dead-letters")]),
-        )
+        limits = topics.max_bytes([predictions, topology.topic("dead-letters")])
+        admin = self._clients.admin()
         self._intake = Intake(
-            self._clients,
-            topology.source,
-            group,
-            self._emitter,
+            Incarnations(self._clients, topology, group, self._progress, limits),
+            topology,
+            settings,
+            lambda topic: self._clients.partitions(admin, topic),
             self._hand_over,
             self._fail,
-            topology.target_p99_ms / 1000,
         )
+        self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
         self._scoring = Scoring(
             pipeline,
             self._intake,
@@ -163,17 +163,20 @@ class Worker:
     def _view(self) -> ControlView:
         return self._state.view()
 
-    def _follow_control(self) -> None:
+    def _follow(self, log: LogReader | ProgressLog, read: Callable[[], None]) -> None:
         try:
             while not self._closing.is_set():
-                for record in self._log.poll(CONTROL_POLL_S):
-                    self._state = self._step(self._state, record.offset, record.value)
-                    if self._closing.is_set():  # a log that never comes to its end is no reason to stay
-                        break
-        except BaseException as error:  # noqa: BLE001  (a worker without its control log does not serve)
+                read()
+        except BaseException as error:  # noqa: BLE001  (a worker without its logs does not serve)
             self._fail(error)
         finally:
-            self._log.close()
+            log.close()
+
+    def _read_control(self) -> None:
+        for record in self._log.poll(CONTROL_POLL_S):
+            self._state = self._step(self._state, record.offset, record.value)
+            if self._closing.is_set():  # a log that never comes to its end is no reason to stay
+                break
 
     # ---- between the threads
 
@@ -210,7 +213,16 @@ class Worker:
     def _exposition(self) -> bytes:
         intake = self._intake
         return self.metrics.exposition(
-            Reading(partitions=intake.partitions, in_flight=intake.in_flight, commits=intake.commits, lag=intake.lag())
+            Reading(
+                partitions=intake.partitions,
+                in_flight=intake.in_flight,
+                commits=intake.custody.commits,
+                aborts=intake.custody.aborts,
+                incarnations=intake.incarnations,
+                trouble=bool(self.health.why),
+                lag=intake.lag(),
+                store=self._store.reading(),
+            )
         )
 
     def run(self) -> None:
@@ -249,14 +261,21 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._app.flow_control.resume()
-        follower = threading.Thread(target=self._follow_control, name="control", daemon=True)
-        follower.start()
+        followers = [
+            threading.Thread(target=self._follow, args=args, name=name, daemon=True)
+            for name, *args in (
+                ("control", self._log, self._read_control),
+                ("progress", self._progress, self._progress.read),
+            )
+        ]
+        for follower in followers:
+            follower.start()
         self._intake.start()
-        self.health.ready = True
+        self.health.serving = True
         pages = f"http://{self.settings.web_host}:{self._app.conf.web_port}"
         LOG.info("serving %s, control epoch %d, pages at %s", self.topology.name, self._state.epochs[-1].number, pages)
         await self._stop.wait()
-        self.health.ready = False
+        self.health.serving = False
         self._intake.stop()
         done = await asyncio.to_thread(self._intake.join, self.settings.drain_timeout + JOIN_S)
         if not done:
@@ -268,13 +287,13 @@ class Worker:
                 )
             )
         self._closing.set()
-        follower.join(2)
+        for follower in followers:
+            follower.join(2)
         self._scoring.close()
-        await asyncio.to_thread(self._emitter.close)
         self._store.close()
         with contextlib.suppress(asyncio.CancelledError):
             await self._app.stop()
-        LOG.info("stopped after %d commits", self._intake.commits)
+        LOG.info("stopped after %d commits", self._intake.custody.commits)
 
     def _on_signal(self) -> None:
         assert self._stop is not None  # noqa: S101

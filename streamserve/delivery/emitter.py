@@ -1,12 +1,28 @@
-"""The door through which a worker's output leaves, whatever the delivery guarantee."""
+"""The doors through which a worker's output leaves, and its progress is kept, whatever the delivery guarantee."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Protocol
 
 from streamserve.delivery.ledger import Boundary
 from streamserve.records import OutputBatch
+
+
+class Outcome(Enum):
+    """What became of a commit."""
+
+    DONE = "done"
+    LATER = "later"  # everything is acknowledged, the offsets were not taken: it may be tried again
+    ABORTED = "aborted"  # nothing since the last commit counts: it is to be read again
+
+
+class StartAnewError(Exception):
+    """This incarnation of the worker is over: another owns what it owned, or it is no member any more.
+
+    Nothing that it has not committed may be; it leaves and joins again, under a new name.
+    """
 
 
 class BoundaryHook(Protocol):
@@ -23,8 +39,30 @@ class BoundaryHook(Protocol):
     def void(self, boundaries: Sequence[Boundary]) -> None: ...
 
 
+class Membership(Protocol):
+    """The group, for whoever commits. Called from the consumer's own thread, between polls."""
+
+    def commit(self, boundaries: Sequence[Boundary]) -> Outcome:
+        """Store the offsets in the group.
+
+        Raises:
+            StartAnewError: the group does not know this member any more.
+            BrokerError: refused for a reason that a person has to mend.
+        """
+        ...
+
+    def metadata(self) -> object:
+        """Who this member is, as of now: goes with offsets into a transaction."""
+        ...
+
+
 class Emitter(Protocol):
-    """`send` and `barrier` may be called from different threads; the emitter serialises them."""
+    """One incarnation's output. Its caller serialises the calls, but for `stop`."""
+
+    @property
+    def spoilt(self) -> bool:
+        """What was sent since the last commit can't be committed any more."""
+        ...
 
     def send(self, batch: OutputBatch) -> None:
         """Hand a batch over, in order; blocks while the client's queue is full.
@@ -34,16 +72,25 @@ class Emitter(Protocol):
         """
         ...
 
-    def barrier(self, limit: float | None = None) -> None:
-        """Return once everything sent before is acknowledged. limit: seconds to wait, if not the emitter's own.
+    def commit(self, boundaries: Sequence[Boundary], group: Membership, limit: float) -> Outcome:
+        """Return once everything sent is acknowledged and the offsets are stored, or why not. limit: seconds.
 
         Raises:
-            BrokerError: something was not.
+            StartAnewError: this incarnation is over.
+            BrokerError: something was not acknowledged.
         """
         ...
 
     def abort(self) -> None:
-        """Drop what is not acknowledged."""
+        """Drop what is not committed, as far as that can be done.
+
+        Raises:
+            StartAnewError: this incarnation is over.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Whoever still waits for the broker gives up. From any thread."""
         ...
 
     def close(self) -> None: ...

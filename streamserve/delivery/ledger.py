@@ -11,54 +11,89 @@ from dataclasses import dataclass
 
 from streamserve.records import TopicPartition
 
+NOBODY = -1  # the owner epoch where nothing was claimed in the progress log
+
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Offsets [start, stop) of a partition that one commit covers."""
+    """Offsets [start, stop) of a partition that one commit covers, and the owner epoch that they were read under."""
 
     topic: str
     partition: int
     start: int
     stop: int
+    owner_epoch: int = NOBODY
+
+
+@dataclass(slots=True)
+class _Account:
+    """A partition. begin: where it is read from after a rewind, as the client takes it (it may stand for "beginning").
+
+    first: the first offset sent since the last commit. sent: one past the last one.
+    """
+
+    begin: int
+    owner_epoch: int
+    first: int | None = None
+    sent: int | None = None
+    committed: int | None = None
 
 
 class Ledger:
     """Positions of the partitions that a worker owns. Its caller serialises the calls."""
 
     def __init__(self) -> None:
-        self._sent: dict[TopicPartition, int] = {}
-        self._committed: dict[TopicPartition, int] = {}
-        self._starts: dict[TopicPartition, int] = {}
+        self._accounts: dict[TopicPartition, _Account] = {}
+
+    def open(self, begins: Mapping[TopicPartition, int], owner_epoch: int = NOBODY) -> None:
+        """Partitions were taken up: where each is read from, and under which owner epoch."""
+        for partition, begin in begins.items():
+            self._accounts[partition] = _Account(begin, owner_epoch)
 
     def sent(self, covers: Mapping[TopicPartition, tuple[int, int]]) -> None:
-        """A batch was handed to the producer: [from, to) of each partition. ValueError changes nothing."""
+        """A batch was handed to the producer: [from, to) of each partition.
+
+        Raises:
+            ValueError: a partition went back, or is not open; nothing is changed.
+        """
         for partition, (start, _) in covers.items():
-            before = self._sent.get(partition)
-            if before is not None and start < before:
-                raise ValueError(f"{partition} went back from {before} to {start}: batches must be sent in order")
+            account = self._accounts.get(partition)
+            if account is None:
+                raise ValueError(f"{partition} is not owned: its rows may not be sent")
+            if account.sent is not None and start < account.sent:
+                raise ValueError(f"{partition} went back from {account.sent} to {start}: batches must be sent in order")
         for partition, (start, stop) in covers.items():
-            self._starts.setdefault(partition, start)
-            self._sent[partition] = stop
+            account = self._accounts[partition]
+            if account.first is None:
+                account.first = start if account.committed is None else account.committed
+            account.sent = stop
 
     def boundaries(self) -> tuple[Boundary, ...]:
         """What a barrier that begins now would make safe to commit."""
         return tuple(
-            Boundary(
-                topic,
-                partition,
-                self._committed.get((topic, partition), self._starts[topic, partition]),
-                stop,
-            )
-            for (topic, partition), stop in sorted(self._sent.items())
-            if self._committed.get((topic, partition)) != stop
+            Boundary(topic, partition, account.first, account.sent, account.owner_epoch)
+            for (topic, partition), account in sorted(self._accounts.items())
+            if account.first is not None and account.sent is not None
         )
 
     def committed(self, boundaries: Iterable[Boundary]) -> None:
+        """A commit of these ended well. What was forgotten meanwhile stays forgotten."""
         for boundary in boundaries:
-            self._committed[boundary.topic, boundary.partition] = boundary.stop
+            account = self._accounts.get((boundary.topic, boundary.partition))
+            if account is not None and account.owner_epoch == boundary.owner_epoch:
+                account.committed = account.begin = boundary.stop
+                account.first = None if account.sent == boundary.stop else boundary.stop
+
+    def rewind(self) -> dict[TopicPartition, int]:
+        """Nothing that was sent since the last commit counts: where each partition is to be read from again."""
+        for account in self._accounts.values():
+            account.first, account.sent = None, account.committed
+        return {partition: account.begin for partition, account in self._accounts.items()}
+
+    def owner_epochs(self) -> dict[TopicPartition, int]:
+        return {partition: account.owner_epoch for partition, account in self._accounts.items()}
 
     def forget(self, partitions: Iterable[TopicPartition]) -> None:
-        """Partitions were revoked, lost or rewound: nothing of them may be committed any more."""
+        """Partitions were revoked or lost: nothing of them may be committed any more."""
         for partition in partitions:
-            for positions in (self._sent, self._committed, self._starts):
-                positions.pop(partition, None)
+            self._accounts.pop(partition, None)

@@ -1,0 +1,113 @@
+"""The progress log of a worker: followed from its start in a thread of the worker's, appended to by its intake."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaError, Producer
+
+from streamserve.adapters.control_log import PROGRESS, LogReader, LogRecord
+from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.delivery.progress import Owned, Progress, Released
+from streamserve.errors import BrokerError
+from streamserve.records import TopicPartition
+
+LOG = logging.getLogger("streamserve.progress")
+POLL_S = 0.02  # how often an append looks for its confirmation
+ASK_S, ANSWER_S = 3.0, 2.0  # a log that stood still for so long is asked for its end; how long the answer may take
+SILENT_S = 10.0
+APPEND_S = 15.0  # what an append may take: beyond it the broker is away, and the worker starts again
+
+
+class ProgressLog:
+    """Safe from several threads; `read` is one thread's.
+
+    Raises:
+        TopicError: (from the constructor) the log is not there, or not whole.
+        BrokerError: no broker answers.
+    """
+
+    def __init__(self, clients: Clients, topology: str) -> None:
+        self._where = f"{clients.bootstrap} topic {PROGRESS}"
+        self._reader = LogReader(clients, PROGRESS)
+        self._producer: Producer = clients.producer(message_timeout_ms=int(APPEND_S * 1000), linger_ms=0)
+        self._changed = threading.Condition()
+        self._fold = Progress(topology)
+        self._position = 0
+        self._heard = time.monotonic()
+        self.read(self._reader.to_end())
+
+    @property
+    def position(self) -> int:
+        """The offset after the last record that was read."""
+        return self._position
+
+    def read(self, records: Iterable[LogRecord] | None = None, wait: float = 0.2) -> None:
+        """Fold what has arrived, waiting so long (seconds) for the first record."""
+        for record in self._reader.poll(wait) if records is None else records:
+            with self._changed:
+                why = self._fold.step(record.offset, record.value)
+                self._position = record.offset + 1
+                self._changed.notify_all()
+            self._heard = time.monotonic()
+            if why is not None:
+                LOG.warning("progress %d does not count: %s", record.offset, why)
+        if time.monotonic() - self._heard > ASK_S and self._reader.answers(ANSWER_S):
+            self._heard = time.monotonic()
+
+    def silence(self) -> str:
+        """That the broker does not answer, and since when; empty: it does. From any thread."""
+        silent = time.monotonic() - self._heard
+        return f"the broker has not answered for {silent:.0f} s" if silent > SILENT_S else ""
+
+    def append(self, record: Owned | Released) -> int:
+        """Write a record, and wait until the broker has it; returns its offset.
+
+        Raises:
+            BrokerError: it did not take it in time.
+        """
+        outcome: list[tuple[KafkaError | None, int]] = []
+        self._producer.produce(
+            PROGRESS,
+            record.encode(),
+            record.topology,
+            partition=0,
+            on_delivery=lambda error, message: outcome.append((error, message.offset())),
+        )
+        deadline = time.monotonic() + APPEND_S + 1
+        while not outcome and time.monotonic() < deadline:
+            self._producer.poll(POLL_S)
+        error, offset = outcome[0] if outcome else (KafkaError(KafkaError._TIMED_OUT), -1)  # noqa: SLF001
+        if error is not None:
+            raise broker_error(error, self._where)
+        return offset
+
+    def wait_for(self, offset: int, limit: float = APPEND_S) -> None:
+        """Return once the record at this offset was read.
+
+        Raises:
+            BrokerError: it did not come in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._position > offset, limit):
+                raise BrokerError(
+                    f"the progress log was read to offset {self._position}, and its record {offset} did not come",
+                    where=self._where,
+                    mend="check the broker's health, and the right to READ this topic",
+                )
+
+    def superseded(self, epochs: Iterable[tuple[TopicPartition, int]]) -> list[TopicPartition]:
+        """Of these partitions, each with the owner epoch under which it is held, those that have a later owner."""
+        with self._changed:
+            return [partition for partition, epoch in epochs if self._fold.latest(partition) > epoch]
+
+    def predecessors(self, partitions: Iterable[TopicPartition], owner_epoch: int) -> list[str]:
+        """Transactional ids of whoever claimed one of these before this owner epoch, and did not release it."""
+        with self._changed:
+            return sorted(self._fold.before(partitions, owner_epoch))
+
+    def close(self) -> None:
+        self._reader.close()

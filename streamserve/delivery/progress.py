@@ -1,0 +1,126 @@
+"""The progress log: who says that it owns a partition, folded. Pure and total: any bytes at any offset give a state.
+
+A worker that is given partitions appends `owned`; the offset of that record is its *owner epoch*, which grows with each
+owner. When it lets go in good order it appends `released`. A claim that was never released is that of a worker that
+crashed, or sleeps: whoever comes after it fences its transactional id before it reads where to go on. `released` closes
+the worker's own claim and those that it took over from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from streamserve.delivery.ledger import NOBODY
+from streamserve.records import TopicPartition
+
+SCHEMA_VERSION = 1
+Number = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class ProgressRecord(BaseModel):
+    """What every record of the log carries; the models are its published form (`schemas/streamserve.progress.json`).
+
+    Fields that are not known yet are let be: workers of two releases read one log.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
+    topology: Text
+    topic: Text
+    worker: Annotated[str, Field(max_length=300, description="Host and process, for people.")] = ""
+    incarnation: Annotated[Text, Field(description="One life of a worker as a member of its group.")]
+    release: Annotated[str, Field(max_length=100)] = ""
+
+    def encode(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode()
+
+
+class Owned(ProgressRecord):
+    """From this record's offset on, its owner epoch, these partitions are claimed."""
+
+    kind: Literal["owned"] = "owned"
+    partitions: tuple[Number, ...] = Field(min_length=1)
+    transactional_id: Annotated[
+        str | None, Field(max_length=500, description="Of its producer; whoever takes over fences it.")
+    ] = None
+
+
+class Released(ProgressRecord):
+    """Everything that was read of these partitions is committed, or void, and no transaction is open."""
+
+    kind: Literal["released"] = "released"
+    owner_epochs: dict[Number, Number] = Field(min_length=1, description="By partition, the claim that ends.")
+
+
+FORMS: Mapping[str, type[Owned | Released]] = {"owned": Owned, "released": Released}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that is open. owner_epoch: the offset of its `owned`."""
+
+    owner_epoch: int
+    incarnation: str
+    transactional_id: str | None
+
+
+class Progress:
+    """The fold, for one topology. Its caller serialises the calls."""
+
+    def __init__(self, topology: str) -> None:
+        self._topology = topology
+        self._claims: dict[TopicPartition, tuple[Claim, ...]] = {}
+        self._latest: dict[TopicPartition, int] = {}
+
+    def step(self, offset: int, value: bytes | None) -> str | None:
+        """Take one record. Returns why it does not count, for the log; None: it does, or it is no affair of ours."""
+        try:
+            found = json.loads(value or b"")
+        except (ValueError, RecursionError):
+            return "it is no JSON"
+        if not isinstance(found, dict):
+            return "it is no JSON object"
+        kind = found.get("kind")
+        form = FORMS.get(kind) if isinstance(kind, str) else None
+        if form is None or found.get("topology") != self._topology:
+            return None
+        try:
+            record = form.model_validate(found)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            return f"{kind}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if isinstance(record, Owned):
+            claim = Claim(offset, record.incarnation, record.transactional_id)
+            for partition in record.partitions:
+                key = record.topic, partition
+                self._claims[key] = (*self._claims.get(key, ()), claim)
+                self._latest[key] = offset
+        else:
+            for partition, epoch in record.owner_epochs.items():
+                self._release((record.topic, partition), epoch)
+        return None
+
+    def _release(self, key: TopicPartition, epoch: int) -> None:
+        claims = self._claims.get(key, ())
+        if any(claim.owner_epoch == epoch for claim in claims):
+            self._claims[key] = tuple(claim for claim in claims if claim.owner_epoch > epoch)
+
+    def latest(self, partition: TopicPartition) -> int:
+        """The owner epoch of its last claim, open or not; NOBODY: there was none."""
+        return self._latest.get(partition, NOBODY)
+
+    def before(self, partitions: Iterable[TopicPartition], owner_epoch: int) -> frozenset[str]:
+        """The transactional ids of open claims on these partitions that are older than this epoch."""
+        return frozenset(
+            claim.transactional_id
+            for partition in partitions
+            for claim in self._claims.get(partition, ())
+            if claim.owner_epoch < owner_epoch and claim.transactional_id
+        )
