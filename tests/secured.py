@@ -44,8 +44,8 @@ from streamserve.dev.process import die_with_parent
 from streamserve.dev.servers import _find_redis
 from streamserve.settings import Settings
 
-ADMIN, OPERATOR, WORKER = "admin", "operator", "worker"
-USERS = (ADMIN, OPERATOR, WORKER, *(f"worker{number}" for number in range(16)))
+ADMIN, OPERATOR, WORKER, CLERK = "admin", "operator", "worker", "clerk"
+USERS = (ADMIN, OPERATOR, WORKER, CLERK, *(f"worker{number}" for number in range(16)))
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from conftest import ROOT, wait_until
-from secured import ADMIN, OPERATOR, WORKER, Right, Secured, documented, listening, owner, secured
+from secured import ADMIN, CLERK, OPERATOR, WORKER, Right, Secured, documented, listening, owner, secured
 from support import linear_model
 
 from streamserve.adapters.control_log import LogReader, append
@@ -55,6 +56,7 @@ topology = Topology(
 """
 LEAST = documented("The least rights of a worker", "payments", "paid")
 TRANSACTIONS = documented("Where delivery is exactly once", "payments", "once")
+REPLAYING = documented("Those of whoever runs `dead-letters replay", "payments", "paid")
 LOOPBACK = re.compile(r"^(127\.|::1$)")
 
 
@@ -67,7 +69,7 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         (folder / "paid.py").write_text(TOPOLOGY)
         lacking = {f"worker{n}": [r for r in LEAST if r != missing] for n, missing in enumerate(LEAST)}
         operators = documented("Those of an operator", "payments", "paid")
-        made.allow({OPERATOR: operators, WORKER: LEAST, **lacking})
+        made.allow({OPERATOR: operators, WORKER: LEAST, CLERK: REPLAYING, **lacking})
         yield made
 
 
@@ -248,6 +250,30 @@ class TestRights:
             finally:
                 company.allow({WORKER: [taken]})
             running = worker(STREAMSERVE_COMMIT_INTERVAL="0.1") if taken.operation == "WRITE" else running
+
+    def test_dead_letters_are_replayed_with_the_least_rights_and_not_with_less(self, company, served):
+        grounds = {"stage": "decode", "source.topic": "payments", "source.partition": "0", "source.offset": "0"}
+        headers = [(f"streamserve.{name}", text) for name, text in {**grounds, "source.timestamp": "-1"}.items()]
+        producer = Producer({"bootstrap.servers": company.bootstrap, **company.kafka(ADMIN)})
+        producer.produce("paid.dead-letters", json.dumps(events(1)[0]), headers=headers)
+        assert producer.flush(20) == 0
+        words, environ = ("dead-letters", "replay", served, "--yes", "--from", "-1"), company.environ(CLERK)
+        before = company.records("payments")
+        for missing in REPLAYING:
+            company.forbid(missing, CLERK)
+            try:
+                done = wait_until(
+                    lambda: (said := company.run(*words, environ=environ)).returncode and said, what="a refusal"
+                )
+            finally:
+                company.allow({CLERK: [missing]})
+            assert done.returncode == 3
+            assert f"{missing.operation} on topic {missing.name}" in done.stderr or "docs/operations.md" in done.stderr
+        told = wait_until(
+            lambda: not (said := company.run(*words, environ=environ)).returncode and said, what="the rights"
+        )
+        assert "letters are confirmed by payments" in told.stdout
+        assert company.records("payments") > before
 
 
 def committed(company: Secured) -> int:

@@ -21,6 +21,10 @@ from streamserve.settings import instant_ms
 POLL_S = 0.2  # also how long Ctrl-C may wait
 CHUNK = 1000
 HOLD = "streamserve-reading"  # the client wants a group's name; it is never joined
+# A topic that was made a moment ago, or a leader that moves: a second later it is well
+LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+
+Span = tuple[int, int]  # the first offset, and the one after the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +108,22 @@ class TopicReader:
     def close(self) -> None:
         self._consumer.close()
 
+    def spans(self, start: Start) -> dict[int, Span]:
+        """By partition: where it begins, and where it ends now."""
+        held = {p: self._watermarks(p) for p in range(self.partitions)}
+        first = self._first_offsets(start, held)
+        return {p: (first[p], end) for p, (_, end) in held.items()}
+
     def backlog(self, start: Start) -> Iterator[Record]:
         """From the start to the ends that the partitions have now; ordered within each partition only."""
-        spans = self._spans()
-        first = self._first_offsets(start, spans)
+        spans = self.spans(start)
         self._ends = {p: end for p, (_, end) in spans.items()}
-        open_ = {p: end for p, end in self._ends.items() if first[p] < end}
-        self._assign(first)
+        yield from self.between(spans)
+
+    def between(self, spans: Mapping[int, Span]) -> Iterator[Record]:
+        """The records of these spans; ordered within each partition only."""
+        open_ = {p: end for p, (first, end) in spans.items() if first < end}
+        self._assign({p: spans[p][0] for p in open_})
         deadline = time.monotonic() + self._patience
         while open_:
             messages = self._gather()
@@ -202,19 +215,19 @@ class TopicReader:
             return []
         return [m for m in (first, *self._consumer.consume(CHUNK - 1, 0)) if not _passing(m.error())]
 
-    def _spans(self) -> dict[int, tuple[int, int]]:
-        return {p: self._watermarks(p) for p in range(self.partitions)}
+    def _watermarks(self, partition: int) -> Span:
+        asked, deadline = TopicPartition(self.topic, partition), time.monotonic() + self._patience
+        while True:
+            try:
+                low, end = self._consumer.get_watermark_offsets(asked, timeout=self._patience)
+            except KafkaException as error:
+                if error.args[0].code() not in LEADERLESS or time.monotonic() > deadline:
+                    raise broker_error(error.args[0], self._where) from None
+                time.sleep(POLL_S)
+            else:
+                return low, end
 
-    def _watermarks(self, partition: int) -> tuple[int, int]:
-        try:
-            low, end = self._consumer.get_watermark_offsets(
-                TopicPartition(self.topic, partition), timeout=self._patience
-            )
-        except KafkaException as error:
-            raise broker_error(error.args[0], self._where) from None
-        return low, end
-
-    def _first_offsets(self, start: Start, spans: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    def _first_offsets(self, start: Start, spans: Mapping[int, Span]) -> dict[int, int]:
         match start.kind:
             case "beginning":
                 return {p: low for p, (low, _) in spans.items()}

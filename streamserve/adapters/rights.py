@@ -33,6 +33,18 @@ def topic_rights(topology: Topology) -> dict[str, tuple[AclOperation, ...]]:
     }
 
 
+def check_replay_rights(clients: Clients, topology: Topology) -> None:
+    """Refuse to replay dead letters without the right to write into their source.
+
+    Raises:
+        BrokerError: it is missing.
+    """
+    admin, topic = clients.admin(), topology.source.topic
+    clients.metadata(admin, topic)
+    options = {"include_authorized_operations": True, "request_timeout": clients.settings.start_timeout}
+    _check(clients, admin.describe_topics(TopicCollection([topic]), **options)[topic], (WRITE,), "topic", topic)
+
+
 def check_rights(clients: Clients, topology: Topology, group: str) -> None:
     """Refuse to start without them.
 

@@ -21,7 +21,7 @@ from streamserve.errors import StreamserveError
 COMMANDS = {
     "bench": ("bench:bench", "Measure what an event costs, in a checkout."),
     "check": ("check:check", "Validate a topology file, and draw it."),
-    "dead-letters": ("dead_letters:dead_letters", "Look at events that could not be scored."),
+    "dead-letters": ("dead_letters:dead_letters", "Look at events that could not be scored, and send them again."),
     "demo": ("demo:demo", "Score nine months of real flights, end to end."),
     "dev": ("dev:dev", "Run a local Kafka and Redis."),
     "events": ("events:events", "Feed recorded events to a source topic."),

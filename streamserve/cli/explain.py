@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from streamserve.cli.common import out, print_whole, quiet_pipe, settings, topology_argument
-from streamserve.cli.dead_letters import Letter
 from streamserve.simulate.explain import (
     FramedReader,
     Recomputed,
@@ -25,6 +25,7 @@ from streamserve.simulate.explain import (
     read_event,
     source_position,
 )
+from streamserve.simulate.letters import Letter
 from streamserve.topology import Topology
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _plain(story: Story) -> dict[str, Any]:
         "copies": story.copies,
         "looked_at": story.looked_at,
         "looked_at_all": story.complete,
-        "dead_letter": None if letter is None else letter.grounds,
+        "dead_letter": None if letter is None else dict(letter.grounds),
         "recomputed": None if again is None else again.plain(),
         "manifest": None if story.manifest is None else _plain_manifest(story.manifest),
     }
@@ -324,7 +325,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _pairs(title: str, values: dict[str, Any]) -> Table:
+def _pairs(title: str, values: Mapping[str, Any]) -> Table:
     table = _table(title, "")
     for name, value in values.items():
         if value is not None:
