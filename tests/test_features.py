@@ -170,7 +170,7 @@ def test_keys_of_two_parts_are_equal_only_where_both_parts_are(values):
 @given(st.lists(st.tuples(st.none() | awkward, st.none() | awkward), min_size=1, max_size=20))
 def test_the_key_that_an_event_asks_for_is_the_one_that_a_writer_wrote(values):
     events = decode(make(stored(pair)), [{"a": a, "b": b} for a, b in values])
-    keys = event_keys(pair, Texts(events))
+    [keys] = event_keys([pair], Texts(events))
     for value, index in zip(values, keys.index.tolist(), strict=True):
         if None in value:
             assert index == -1
@@ -183,13 +183,13 @@ def test_the_key_that_an_event_asks_for_is_the_one_that_a_writer_wrote(values):
 @given(awkward)
 def test_a_single_key_is_escaped_alike_on_both_sides(value):
     view = View("one", key="a", fields=("p",))
-    keys = event_keys(view, Texts(decode(make(stored(view)), [{"a": value}])))
+    [keys] = event_keys([view], Texts(decode(make(stored(view)), [{"a": value}])))
     assert keys.distinct == [row_key(view, [value])]
 
 
 def test_an_integer_key_is_its_decimal_text():
     view = View("one", key="n", fields=("p",))
-    keys = event_keys(view, Texts(decode(make(stored(view)), [{"n": 2**62 + 1}, {"n": -3}, {"n": None}])))
+    [keys] = event_keys([view], Texts(decode(make(stored(view)), [{"n": 2**62 + 1}, {"n": -3}, {"n": None}])))
     assert keys.distinct == [row_key(view, [str(2**62 + 1)]), row_key(view, ["-3"])]
     assert keys.index.tolist() == [0, 1, -1]
 

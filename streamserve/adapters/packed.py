@@ -163,7 +163,7 @@ class PackedWriter:
                 return start, KafkaError(KafkaError._INVALID_ARG)  # noqa: SLF001
             self._topics[out.topic] = topic
         error = c_int()
-        columns = [to_column(array) for array in (out.keys, out.values, out.headers)]
+        columns = [None if array is None else to_column(array) for array in (out.keys, out.values, out.headers)]
         stamps = np.ascontiguousarray(out.timestamps, np.int64)
         stop = self._lib.produce(
             self._handle.pointer,

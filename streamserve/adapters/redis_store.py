@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.retry import Retry
 
 from streamserve.adapters.redis_deadline import bounded, within
@@ -37,6 +39,14 @@ SUSPECT = (Kind.TIMEOUT, Kind.GONE, Kind.GARBLED)  # what befell one connection 
 NO_ANSWER = Answer(None, FeatureStatus.TIMEOUT)
 
 
+class _Packer(HiredisRespSerializer):
+    """Commands as redis-py packs them; an MGET without a look at the type of each key, which costs 0.3 us a key."""
+
+    def pack(self, *args: Any) -> list[bytes]:
+        found: list[bytes] = [hiredis.pack_command(args)] if args[0] == "MGET" else super().pack(*args)
+        return found
+
+
 class RedisStore:
     """A FeatureStore over one Redis server. Safe from several threads."""
 
@@ -47,6 +57,7 @@ class RedisStore:
             "socket_timeout": settings.store_timeout,
             "socket_connect_timeout": settings.store_timeout,
             "retry": Retry(NoBackoff(), 0),
+            "command_packer": _Packer(),
             # Nothing of the third version is used, and its pushes may stretch timeouts
             "protocol": 2,
             **settings.redis,

@@ -6,12 +6,15 @@ batch costs.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from streamserve.features import packed
 from streamserve.records import EventBatch, Int32s
 
 Mask = NDArray[np.bool_]
@@ -25,8 +28,13 @@ def valid(array: pa.Array) -> Mask | None:
     bitmap = array.buffers()[0]
     if bitmap is None:  # a null array has no buffers
         return np.zeros(len(array), bool)
-    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
-    return bits[array.offset : array.offset + len(array)].view(bool)
+    return bits(bitmap, array)
+
+
+def bits(bitmap: pa.Buffer, array: pa.Array) -> Mask:
+    """The bits of one of an array's buffers, one entry a row."""
+    found = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return found[array.offset : array.offset + len(array)].view(bool)
 
 
 def numbers(array: pa.Array, dtype: type[np.generic] | np.dtype[np.generic]) -> NDArray[np.generic]:
@@ -57,22 +65,38 @@ class Coded:
 
 
 class Texts:
-    """The text columns of a batch, each encoded once: keys of views and vocabularies read the same ones."""
+    """The columns of a batch as text, each made and encoded once: keys of views and vocabularies read the same ones."""
 
     def __init__(self, events: EventBatch) -> None:
         self._columns = events.columns
-        self._done: dict[str, Coded] = {}
+        self._texts: dict[str, pa.StringArray] = {}
+        self._coded: dict[str, Coded] = {}
+        self._packed: packed.Batch | None = None
 
-    def of(self, path: str) -> Coded:
-        """A column's values as text."""
-        done = self._done.get(path)
+    def packed(self, lib: ctypes.CDLL) -> packed.Batch:
+        """The batch as the compiled part takes it."""
+        if self._packed is None:
+            self._packed = packed.Batch(lib, self._columns)
+        return self._packed
+
+    def together(self, paths: Collection[str]) -> pa.RecordBatch:
+        """Some of the columns, all as text."""
+        return pa.record_batch([self.text(path) for path in paths], names=list(paths))
+
+    def text(self, path: str) -> pa.StringArray:
+        done = self._texts.get(path)
         if done is None:
-            done = self._done[path] = _encode(self._columns.column(path))
+            done = self._texts[path] = as_text(self._columns.column(path))
+        return done
+
+    def coded(self, path: str) -> Coded:
+        done = self._coded.get(path)
+        if done is None:
+            done = self._coded[path] = _encode(self.text(path))
         return done
 
 
-def _encode(column: pa.Array) -> Coded:
-    text = as_text(column)
+def _encode(text: pa.StringArray) -> Coded:
     if len(text) <= FEW:
         index: dict[str, int] = {}
         each = [-1 if one is None else index.setdefault(one, len(index)) for one in text.to_pylist()]

@@ -16,16 +16,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from streamserve.features.buffers import Mask, Texts, as_text, numbers, valid
+from streamserve.features import packed
+from streamserve.features.buffers import Coded, Mask, Texts, as_text, bits, numbers, valid
 from streamserve.features.catalogue import Atom, Catalogue
 from streamserve.features.rows import StoredRows
-from streamserve.features.timeparts import part_of, wall_clock
+from streamserve.features.timeparts import PACKED, Clock, packed_parts, wall_clock
 from streamserve.records import EventBatch
 from streamserve.topology import DerivedFeature, PartsFeature, VectorFeature, View
 
 Fault = tuple[str, str]  # a stable name of the error, and a message
 Faults = Mapping[int, Fault]  # by row of the EventBatch
 MISSING_CODE, UNSEEN_CODE, FIRST_CODE = 0, 1, 2
+BOOLEAN = pa.bool_().id
+# What holds the values of a column of fixed width; times are whole numbers in their own unit
+DTYPES = {
+    kind.id: np.dtype(as_.to_pandas_dtype())
+    for as_, kinds in {
+        pa.int8(): [pa.int8()],
+        pa.int16(): [pa.int16()],
+        pa.int32(): [pa.int32(), pa.date32(), pa.time32("ms")],
+        pa.int64(): [pa.int64(), pa.date64(), pa.time64("us"), pa.timestamp("ms"), pa.duration("ms")],
+        pa.uint8(): [pa.uint8()],
+        pa.uint16(): [pa.uint16()],
+        pa.uint32(): [pa.uint32()],
+        pa.uint64(): [pa.uint64()],
+        pa.float16(): [pa.float16()],
+        pa.float32(): [pa.float32()],
+        pa.float64(): [pa.float64()],
+    }.items()
+    for kind in kinds
+}
 NO_FAULTS: Faults = MappingProxyType({})
 NO_PINS: Mapping[str, View] = MappingProxyType({})
 
@@ -51,7 +71,7 @@ class BatchColumns:
         self.stored = stored
         self._catalogue = catalogue
         self._done: dict[tuple[str | int, ...], Column] = {}
-        self._clocks: dict[tuple[str, str], NDArray[np.int64]] = {}  # by path and zone
+        self._clocks: dict[tuple[str, str], Clock] = {}  # by path and zone
         self._codes: dict[tuple[str, tuple[str, ...]], Column] = {}
 
     def column(self, name: str, pins: Mapping[str, View] = NO_PINS) -> Column:
@@ -59,7 +79,7 @@ class BatchColumns:
 
         pins: views as the asking version pins them, by name; two versions share what they pin alike.
         """
-        key: tuple[str | int, ...] = (name, *(id(pins.get(view)) for view in self._catalogue.views_of(name)))
+        key: tuple[str | int, ...] = (name, *[id(pins.get(view)) for view in self._catalogue.views_of(name)])
         done = self._done.get(key)
         if done is None:
             done = self._done[key] = self._compute(self._catalogue.atoms.get(name), name, pins)
@@ -72,6 +92,21 @@ class BatchColumns:
             return None, 0
         view = pins.get(atom.feature.view.name, atom.feature.view)
         return view, view.fields.index(atom.part)
+
+    def field_of(self, name: str) -> tuple[str, float] | None:
+        """The event path that a feature is read from as it stands, and what a null of it becomes; None: of others."""
+        atom = self._catalogue.atoms.get(name)
+        if atom is None:
+            return name, np.nan
+        if atom.feature.kind != "field":
+            return None
+        return atom.feature.path, np.nan if atom.feature.default is None else atom.feature.default
+
+    def numbers(self, fields: packed.Fields) -> Column | None:
+        """Fields of numbers side by side as float32, null as `field_of` says; None: they must be had one by one."""
+        lib = packed.library()
+        found = None if lib is None else self._texts.packed(lib).numbers(fields)
+        return None if found is None else Column(found)
 
     def is_category(self, name: str) -> bool:
         atom = self._catalogue.atoms.get(name)
@@ -89,11 +124,7 @@ class BatchColumns:
         if key not in self._codes:
             feature = self._catalogue.pick(name).feature
             assert feature.kind == "category"  # noqa: S101
-            text = self._texts.of(feature.path)
-            known = _places(vocabulary)
-            codes = [known.get(value, UNSEEN_CODE) for value in text.values]
-            table = np.array([*codes, MISSING_CODE], np.int32)  # code -1, a null, reads the last
-            self._codes[key] = Column(table[text.codes])
+            self._codes[key] = Column(self._code(feature.path, vocabulary))
         return self._codes[key]
 
     def default(self, name: str) -> float | str | None:
@@ -101,6 +132,12 @@ class BatchColumns:
         atom = self._catalogue.atoms.get(name)
         default = getattr(atom.feature, "default", None) if atom is not None else None
         return "" if default is None and atom is not None and atom.feature.kind == "category" else default
+
+    def _code(self, path: str, vocabulary: tuple[str, ...]) -> NDArray[np.int32]:
+        lib, found = packed.library(), None
+        if lib is not None:
+            found = self._texts.packed(lib).codes(path, packed.words(lib, vocabulary))
+        return _codes(self._texts.coded(path), vocabulary) if found is None else found
 
     def _compute(self, atom: Atom | None, name: str, pins: Mapping[str, View]) -> Column:
         if atom is None:
@@ -119,11 +156,17 @@ class BatchColumns:
         return to_column(self.events.columns.column(feature.path))
 
     def _time_part(self, feature: PartsFeature, part: str) -> Column:
-        array = self.events.columns.column(feature.path)
+        lib, together = packed.library(), [one for one in feature.parts if one in PACKED]
+        if lib is not None and part in together:
+            found = packed_parts(self._texts.packed(lib), feature.path, feature.tz, together)
+            if found is not None:
+                for place, one in enumerate(together):
+                    self._done[feature.prefix + one,] = Column(found[:, place])
+                return self._done[feature.prefix + part,]
         key = (feature.path, feature.tz)
         if key not in self._clocks:
-            self._clocks[key] = wall_clock(array, feature.tz)
-        return Column(part_of(self._clocks[key], array, part))
+            self._clocks[key] = wall_clock(self.events.columns.column(feature.path), feature.tz)
+        return Column(self._clocks[key].part(part))
 
     def _vector(self, feature: VectorFeature) -> Column:
         """float32 [rows, length]; a null element is NaN, a list of another length rejects its event."""
@@ -193,31 +236,23 @@ def _argument(column: Column) -> NDArray[np.generic]:
 
 def to_column(array: pa.Array) -> Column:
     """An Arrow column as numpy: numbers and booleans in their own type, strings and what is nested as objects."""
-    if not _is_flat(array.type):
-        return Column(array.to_numpy(zero_copy_only=False), valid(array))
     if pa.types.is_decimal(array.type):
         array = array.cast(pa.float64())
-    if pa.types.is_temporal(array.type):
-        array = array.view(pa.int64() if array.type.bit_width == 64 else pa.int32())  # noqa: PLR2004
-    there = valid(array)
-    if pa.types.is_boolean(array.type):
-        values = array.fill_null(False).to_numpy(zero_copy_only=False)
-    else:
-        values = numbers(array, array.type.to_pandas_dtype())
-        if there is not None:
-            values = np.where(there, values, values.dtype.type(0))
-    return Column(values, there)
+    there, kind = valid(array), array.type.id
+    if kind == BOOLEAN:
+        flags = bits(array.buffers()[1], array)
+        return Column(flags if there is None else flags & there, there)
+    if kind not in DTYPES:
+        return Column(array.to_numpy(zero_copy_only=False), there)
+    values = numbers(array, DTYPES[kind])
+    return Column(values if there is None else np.where(there, values, values.dtype.type(0)), there)
 
 
-def _is_flat(kind: pa.DataType) -> bool:
-    """Whether its values are numbers, or are turned into numbers."""
-    return bool(
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_temporal(kind)
-    )
+def _codes(text: Coded, vocabulary: tuple[str, ...]) -> NDArray[np.int32]:
+    known = _places(vocabulary)
+    codes = [known.get(value, UNSEEN_CODE) for value in text.values]
+    table = np.array([*codes, MISSING_CODE], np.int32)  # code -1, a null, reads the last
+    return table[text.codes]
 
 
 @lru_cache(maxsize=1024)

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from streamserve.features import packed
 from streamserve.features.buffers import Texts, cut, valid
 from streamserve.features.catalogue import view_fingerprint
+from streamserve.native import address
 from streamserve.records import EventBatch, FeatureStatus, Int32s, Int64s, Uint8s
 from streamserve.topology import View
 
@@ -54,14 +56,40 @@ class ViewColumns:
     status: Uint8s
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What follows from a view alone, and would cost 40 us a batch."""
+
+    view: View
+    prefix: str  # of its rows' keys
+    key: packed.Key
+    defaults: NDArray[np.float32]
+    age_limit: int | None  # milliseconds
+    rule: packed.Rule
+
+    @classmethod
+    def of(cls, view: View) -> _Known:
+        made = _known.get(id(view))
+        if made is None or made.view is not view:
+            limit = None if view.max_age is None else max(0, view.max_age // dt.timedelta(milliseconds=1))
+            defaults = np.ascontiguousarray(view.defaults())
+            rule = packed.Rule(
+                fields=len(defaults),
+                defaults=address(defaults),
+                max_age=-1 if limit is None else limit,
+                use_stale=view.stale == "use",
+                use_future=view.future == "use",
+            )
+            prefix = f"{PREFIX}:{view.name}:{view_fingerprint(view)}:"
+            made = _known[id(view)] = cls(view, prefix, packed.Key.of(prefix.encode(), view.key), defaults, limit, rule)
+        return made
+
+
+_known: dict[int, _Known] = {}  # by identity; a process has few views, and they live as long as it does
+
+
 def key_prefix(view: View) -> str:
-    made = _prefixes.get(id(view))
-    if made is None or made[0] is not view:
-        made = _prefixes[id(view)] = (view, f"{PREFIX}:{view.name}:{view_fingerprint(view)}:")
-    return made[1]
-
-
-_prefixes: dict[int, tuple[View, str]] = {}  # a fingerprint costs 20 us, and a process has few views
+    return _Known.of(view).prefix
 
 
 @lru_cache
@@ -84,20 +112,33 @@ def _escape(value: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys:
+class Keys:
+    """The keys of a view's rows that a batch means."""
+
     distinct: list[bytes]
     index: NDArray[np.integer]  # of each event; -1: a part of its key is null
 
 
-def event_keys(view: View, texts: Texts) -> _Keys:
-    """The distinct row keys of a batch, and which of them each event means."""
-    parts = [texts.of(path) for path in view.key]
+def event_keys(views: Sequence[View], texts: Texts) -> list[Keys]:
+    """The distinct row keys of a batch, view by view, and which of them each event means."""
+    lib, made = packed.library(), None
+    if lib is not None and views:
+        rules = [_Known.of(view).key for view in views]
+        made = texts.packed(lib).distinct_keys(rules)
+        if made is None:  # a part of a key is no text
+            every = texts.together({path for view in views for path in view.key})
+            made = packed.Batch(lib, every).distinct_keys(rules)
+    return [_keys(view, texts) for view in views] if made is None else [Keys(*one) for one in made]
+
+
+def _keys(view: View, texts: Texts) -> Keys:
+    parts = [texts.coded(path) for path in view.key]
     prefix, values = key_prefix(view).encode(), [_escaped(part.values) for part in parts]
     if len(parts) == 1:
-        return _Keys([prefix + value for value in values[0]], parts[0].codes)
+        return Keys([prefix + value for value in values[0]], parts[0].codes)
     pairs, index = _combine([part.codes for part in parts], [len(found) for found in values])
     columns = [[found[code] for code in codes] for found, codes in zip(values, pairs, strict=True)]
-    return _Keys([prefix + SEPARATOR_BYTES.join(key) for key in zip(*columns, strict=True)], index)
+    return Keys([prefix + SEPARATOR_BYTES.join(key) for key in zip(*columns, strict=True)], index)
 
 
 def _combine(codes: Sequence[Int32s], sizes: Sequence[int]) -> tuple[list[list[int]], NDArray[np.intp]]:
@@ -137,7 +178,7 @@ class StoredRows:
 
     def __init__(self, views: Sequence[View], events: EventBatch, texts: Texts, store: FeatureStore) -> None:
         self._event_times = events.event_times
-        self._keys = {view.name: event_keys(view, texts) for view in views}
+        self._keys = dict(zip((view.name for view in views), event_keys(views, texts), strict=True))
         keys = [key for found in self._keys.values() for key in found.distinct]
         answer = store.fetch(keys) if keys else Answer(())
         self._status = answer.status
@@ -162,26 +203,28 @@ class StoredRows:
 
 
 def _columns(
-    view: View, keys: _Keys, rows: pa.BinaryArray | None, why: FeatureStatus, event_times: Int64s
+    view: View, keys: Keys, rows: pa.BinaryArray | None, why: FeatureStatus, event_times: Int64s
 ) -> ViewColumns:
     """Unpack the distinct rows once, spread them over the events, then judge each against its event's time."""
-    defaults = view.defaults()
+    known, lib = _Known.of(view), packed.library()
+    defaults = known.defaults
     if rows is None:
         values = np.broadcast_to(defaults, (len(keys.index), len(defaults))).copy()
         status = np.full(len(keys.index), why, np.uint8)
         status[keys.index < 0] = FeatureStatus.MISSING
         return ViewColumns(values, status)
+    if lib is not None:
+        return ViewColumns(*packed.spread(lib, known.rule, rows, keys.index, event_times))
     table, times, found = _unpack(rows, defaults)
     # index -1 (no key) reads the last row of the table: the defaults, MISSING
     values, status, feature_times = table[keys.index], found[keys.index], times[keys.index]
     present = status == FeatureStatus.PRESENT
     future = present & (feature_times > event_times)
     _mark(future, FeatureStatus.FUTURE, view.future, status, values, defaults)
-    if view.max_age is not None:
-        age_limit = np.uint64(max(0, view.max_age // dt.timedelta(milliseconds=1)))
+    if known.age_limit is not None:
         # Unsigned, because times of any event and any row may be more than 2**63 apart
         ages = event_times.astype(np.uint64) - feature_times.astype(np.uint64)
-        stale = present & ~future & (ages > age_limit)
+        stale = present & ~future & (ages > np.uint64(known.age_limit))
         _mark(stale, FeatureStatus.STALE, view.stale, status, values, defaults)
     return ViewColumns(values, status)
 

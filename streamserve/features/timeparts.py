@@ -9,7 +9,8 @@ the tz database changes its offset twice within a UTC day (a test looks at them 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -17,54 +18,96 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streamserve.features.buffers import numbers, valid
+from streamserve.features import packed
+from streamserve.features.buffers import Mask, numbers, valid
+from streamserve.records import Int32s
 
+DATE, TIMESTAMP = pa.date32().id, pa.timestamp("ms").id
 QUARTER_MS = 15 * 60 * 1000
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 FIRST_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 # Python's datetime ends in 9999 and starts in 1: outside of it a zone's offset is taken as zero
 FIRST_MS, LAST_MS = -62_135_596_800_000 + DAY_MS, 253_402_300_800_000 - DAY_MS
-PER_MS = {"s": 1000, "ms": 1}
+PACKED = ("minute", "hour", "weekday")  # parts that the compiled part knows
+DAYS, NEAR = 47_482, 32  # days until 2100; how many are learnt at a time
+FEW_SPANS = 8  # days that a batch of live traffic may touch: if all have one offset, nothing is asked event by event
 
 
-def wall_clock(array: pa.Array, tz: str) -> NDArray[np.int64]:
-    """A timestamp or date column as milliseconds of the zone's wall clock since 1970; 0 where null."""
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a clock of some zone showed. wall: milliseconds since 1970; valid: what is not null, None: all of it."""
+
+    wall: NDArray[np.int64]
+    valid: Mask | None
+
+    def part(self, part: str) -> NDArray[np.float64]:
+        """A part of the time, float64 [rows], NaN where it is null."""
+        values = _part(self.wall, part).astype(np.float64)
+        if self.valid is not None:
+            values[~self.valid] = np.nan
+        return values
+
+
+def packed_parts(batch: packed.Batch, path: str, tz: str, parts: Sequence[str]) -> NDArray[np.float64] | None:
+    """Several of PACKED side by side, float64 [rows, parts]; None: they must be had one by one."""
+    days, letters = None if tz == "UTC" else _days(tz), "".join(part[0] for part in parts).encode()
+    while True:
+        found = batch.parts(path, days, letters)
+        if not isinstance(found, int):
+            return found
+        if days is None or not _learn(days, found, tz):
+            return None
+
+
+@lru_cache(maxsize=64)
+def _days(tz: str) -> Int32s:  # noqa: ARG001
+    """The zone's offset on each day, as `Batch.parts` wants it; learnt as days are met."""
+    return np.full(DAYS, packed.UNKNOWN, np.int32)
+
+
+def _learn(days: Int32s, day: int, tz: str) -> bool:
+    """Note the offsets of a day and of those around it; False: it has not one alone, or lies too far off."""
+    if not 0 <= day < len(days):
+        return False
+    first = day - day % NEAR
+    for one in range(first, min(first + NEAR, len(days))):
+        start, end = _span_offsets(one, DAY_MS, tz)
+        if start == end:
+            days[one] = start
+    return bool(days[day] != packed.UNKNOWN)
+
+
+def wall_clock(array: pa.Array, tz: str) -> Clock:
+    """A timestamp or date column as the zone's clocks showed it."""
     ms = milliseconds(array)
-    if tz == "UTC" or pa.types.is_date32(array.type):  # a date has no hour that a zone could shift
-        return ms
-    return ms + offsets_ms(ms, tz)
-
-
-def part_of(wall: NDArray[np.int64], array: pa.Array, part: str) -> NDArray[np.float64]:
-    """A part of the column whose wall clock this is, float64 [rows], NaN where the column is null."""
-    values = _part(wall, part).astype(np.float64)
-    there = valid(array)
-    if there is not None:
-        values[~there] = np.nan
-    return values
+    if tz == "UTC" or array.type.id == DATE:  # a date has no hour that a zone could shift
+        return Clock(ms, valid(array))
+    return Clock(ms + offsets_ms(ms, tz), valid(array))
 
 
 def time_part(array: pa.Array, part: str, tz: str) -> NDArray[np.float64]:
     """A part of a timestamp or date column, float64 [rows], NaN where it is null."""
-    return part_of(wall_clock(array, tz), array, part)
+    return wall_clock(array, tz).part(part)
 
 
 def milliseconds(array: pa.Array) -> NDArray[np.int64]:
     """A timestamp (any unit), date or integer column as int64 milliseconds since 1970; 0 where null."""
-    if pa.types.is_date32(array.type):
-        return _whole(array.view(pa.int32())).astype(np.int64) * DAY_MS
-    if pa.types.is_timestamp(array.type):
-        unit = array.type.unit
-        whole = _whole(array.view(pa.int64()))
-        if unit in PER_MS:
-            return np.asarray(whole * PER_MS[unit])
-        return np.asarray(np.floor_divide(whole, 1000 if unit == "us" else 1_000_000))
-    return _whole(array).astype(np.int64)
+    kind = array.type
+    if kind.id == DATE:
+        return _whole(array, np.int32).astype(np.int64) * DAY_MS
+    if kind.id != TIMESTAMP:
+        return _whole(array, kind.to_pandas_dtype()).astype(np.int64)
+    whole, unit = _whole(array, np.int64), kind.unit
+    if unit == "ms":
+        return np.asarray(whole, np.int64)
+    if unit == "s":
+        return np.asarray(whole * 1000)
+    return np.asarray(np.floor_divide(whole, 1000 if unit == "us" else 1_000_000))
 
 
-def _whole(array: pa.Array) -> NDArray[np.generic]:
+def _whole(array: pa.Array, dtype: type[np.generic]) -> NDArray[np.generic]:
     """Whole numbers; 0 where null."""
-    there, values = valid(array), numbers(array, array.type.to_pandas_dtype())
+    there, values = valid(array), numbers(array, dtype)
     return values if there is None else np.where(there, values, values.dtype.type(0))
 
 
@@ -77,6 +120,13 @@ def _by_span(
     ms: NDArray[np.int64], tz: str, span: int, within: Callable[[NDArray[np.int64]], NDArray[np.int64]]
 ) -> NDArray[np.int64]:
     """The offset of each span of time that holds one of these; `within` tells those of a span in which it changes."""
+    if not len(ms):
+        return np.zeros(0, np.int64)
+    low, high = int(ms.min()) // span, int(ms.max()) // span
+    if high - low < FEW_SPANS:
+        offsets = {offset for number in range(low, high + 1) for offset in _span_offsets(number, span, tz)}
+        if len(offsets) == 1:
+            return np.full(len(ms), offsets.pop())
     spans, where = _distinct(np.floor_divide(ms, span))
     ends = [_span_offsets(one, span, tz) for one in spans.tolist()]
     found = np.array([first for first, _ in ends], np.int64)[where]
@@ -89,8 +139,6 @@ def _by_span(
 
 def _distinct(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
     """The distinct values, and of each row which it is; without sorting where all lie close together, as times do."""
-    if not len(values):
-        return values, np.zeros(0, np.intp)
     low, high = int(values.min()), int(values.max())
     if high - low >= len(values):
         distinct, where = np.unique(values, return_inverse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from streamserve.errors import SignatureError
 from streamserve.features.catalogue import Catalogue, view_fingerprint
 from streamserve.features.columns import BatchColumns, Column, Fault
+from streamserve.features.packed import Fields
 from streamserve.models.manifest import Input, Manifest
 from streamserve.models.signature import holds
 from streamserve.topology import View
@@ -21,12 +22,14 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Features that are put into the input at one go: a single one, or fields [start, stop) of a view."""
+    """Features that are put into the input at one go: one, fields [start, stop) of a view, or fields of numbers."""
 
-    name: str  # of the first
-    view: View | None
-    start: int
-    stop: int
+    names: tuple[str, ...]
+    view: View | None = None
+    start: int = 0
+    stop: int = 0
+    fields: tuple[tuple[str, float], ...] = ()  # as of `BatchColumns.field_of`
+    told: Fields | None = None  # the same as C is told of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class FeaturePlan:
             found = [(name, self._column(name, given, columns)) for name in given.features]
             _note_faults([column for _, column in found], faults)
             return _shape(_texts(found, columns), given)
-        blocks = [self._block(run, given, columns) for run in self._runs_of(given, columns)]
+        blocks = [block for run in self._runs_of(given, columns) for block in self._blocks(run, given, columns)]
         _note_faults([column for _, column in blocks], faults)
         widths = [1 if column.values.ndim == 1 else column.values.shape[1] for _, column in blocks]
         out = np.empty((len(columns.events), sum(widths)), np.dtype(given.dtype))
@@ -95,24 +98,35 @@ class FeaturePlan:
         return _shape(out, given)
 
     def _runs_of(self, given: Input, columns: BatchColumns) -> tuple[_Run, ...]:
-        """The features of an input, those of a view that stand side by side in its rows taken together."""
+        """The features of an input, those taken together that can be: see `_Run`."""
         runs = self._runs.get(given.name)
         if runs is None:
             found: list[_Run] = []
             for name in given.features:
-                view, place = columns.stored_at(name, self._pins) if given.dtype.startswith("float") else (None, 0)
-                last = found[-1] if found else None
-                if view is not None and last is not None and last.view is view and last.stop == place:
-                    found[-1] = _Run(last.name, view, last.start, place + 1)
+                run = self._run_of(name, given, columns)
+                together = _together(found[-1], run) if found else None
+                if together is None:
+                    found.append(run)
                 else:
-                    found.append(_Run(name, view, place, place + 1))
-            runs = self._runs[given.name] = tuple(found)
+                    found[-1] = together
+            runs = self._runs[given.name] = tuple(map(_told, found))
         return runs
 
-    def _block(self, run: _Run, given: Input, columns: BatchColumns) -> tuple[str, Column]:
-        if run.view is None:
-            return run.name, self._column(run.name, given, columns)
-        return run.name, Column(columns.stored.view(run.view).values[:, run.start : run.stop])
+    def _run_of(self, name: str, given: Input, columns: BatchColumns) -> _Run:
+        if given.dtype.startswith("float"):
+            view, place = columns.stored_at(name, self._pins)
+            if view is not None:
+                return _Run((name,), view, place, place + 1)
+        field_ = columns.field_of(name) if given.dtype == "float32" and name not in self.vocabularies else None
+        return _Run((name,), fields=() if field_ is None else (field_,))
+
+    def _blocks(self, run: _Run, given: Input, columns: BatchColumns) -> list[tuple[str, Column]]:
+        if run.view is not None:
+            return [(run.names[0], Column(columns.stored.view(run.view).values[:, run.start : run.stop]))]
+        block = None if run.told is None else columns.numbers(run.told)
+        if block is not None:
+            return [(run.names[0], block)]
+        return [(name, self._column(name, given, columns)) for name in run.names]
 
     def _column(self, name: str, given: Input, columns: BatchColumns) -> Column:
         if name in self.vocabularies:
@@ -121,6 +135,20 @@ class FeaturePlan:
         if given.dtype == "string" and columns.is_category(name):
             return columns.text(name)
         return columns.column(name, self._pins)
+
+
+def _together(last: _Run, run: _Run) -> _Run | None:
+    """Two runs as one, where the second goes on where the first ends."""
+    names = last.names + run.names
+    if run.view is not None and last.view is run.view and last.stop == run.start:
+        return _Run(names, run.view, last.start, run.stop)
+    if run.fields and last.fields:
+        return _Run(names, fields=last.fields + run.fields)
+    return None
+
+
+def _told(run: _Run) -> _Run:
+    return replace(run, told=Fields(run.fields)) if run.fields else run
 
 
 def _note_faults(columns: Sequence[Column], faults: dict[int, Fault]) -> None:

@@ -32,10 +32,13 @@ def path_of(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.so")
 
 
-def load(name: str, functions: Mapping[str, Signature]) -> ctypes.CDLL | None:
-    """A compiled part with its functions declared; None where it was not built, or does not fit this machine."""
+def load(name: str, functions: Mapping[str, Signature], how: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL | None:
+    """A compiled part with its functions declared; None where it was not built, or does not fit this machine.
+
+    how: PyDLL for calls that are over before another thread could make use of the interpreter's lock.
+    """
     try:
-        found = ctypes.CDLL(str(path_of(name)))
+        found = how(str(path_of(name)))
     except OSError as error:
         LOG.info("the compiled %s is not in use, Python does its work: %s", name, error)
         return None
@@ -45,12 +48,15 @@ def load(name: str, functions: Mapping[str, Signature]) -> ctypes.CDLL | None:
     return found
 
 
-def to_column(array: pa.Array | None) -> Column | None:
+def to_column(array: pa.Array) -> Column:
     """The buffers of a string or binary array, which must outlive the call that gets them."""
-    if array is None:
-        return None
     valid, offsets, data = (None if buffer is None else buffer.address for buffer in array.buffers())
     return Column(data, None if offsets is None else offsets + 4 * array.offset, valid, array.offset)
+
+
+def address(array: np.ndarray) -> int:
+    """Where the bytes of a contiguous array begin; `ctypes.data` would take 3 us to say so."""
+    return int(pa.py_buffer(array).address)
 
 
 def from_arrays(data: np.ndarray, offsets: np.ndarray, valid: np.ndarray | None = None) -> pa.BinaryArray:

@@ -6,7 +6,6 @@ state between batches and may run several at once; their order is the caller's.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -168,26 +167,27 @@ def _waits(raw: RawBatch, began_ns: int) -> dict[str, int]:
 def covers(raw: RawBatch) -> dict[TopicPartition, tuple[int, int]]:
     """For each partition of a batch, its first offset and the one after its last."""
     found = {}
-    for partition in np.unique(raw.partitions):
-        offsets = raw.offsets[raw.partitions == partition]
-        found[raw.topic, int(partition)] = (int(offsets[0]), int(offsets[-1]) + 1)
+    for partition in np.flatnonzero(np.bincount(raw.partitions)).tolist():
+        at = np.flatnonzero(raw.partitions == partition)
+        found[raw.topic, partition] = (int(raw.offsets[at[0]]), int(raw.offsets[at[-1]]) + 1)
     return found
 
 
 def _count_decisions(scores: tuple[Scores, ...]) -> dict[str, int]:
-    total: Counter[str] = Counter()
+    total: dict[str, int] = {}
     for said in scores:
         counts = np.bincount(said.decisions + 1, minlength=len(said.labels) + 1)
         for label, n in zip(("", *said.labels), counts.tolist(), strict=False):
-            total[label] += n  # one by one: two classes may have the same label
-    total = +total  # without those that have none
-    return dict(total)
+            if n:
+                total[label] = total.get(label, 0) + n  # one by one: two classes may have the same label
+    return total
 
 
 def _count_statuses(matrices: tuple[FeatureMatrix, ...]) -> dict[tuple[str, int], int]:
-    total: Counter[tuple[str, int]] = Counter()
+    total: dict[tuple[str, int], int] = {}
     for matrix in matrices:
         for place, name in enumerate(matrix.views):
-            counts = np.bincount(matrix.status[:, place])
-            total.update({(name, status): int(n) for status, n in enumerate(counts) if n})
-    return dict(total)
+            for status, n in enumerate(np.bincount(matrix.status[:, place]).tolist()):
+                if n:
+                    total[name, status] = total.get((name, status), 0) + n
+    return total

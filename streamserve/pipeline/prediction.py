@@ -148,7 +148,10 @@ def predicted(
 ) -> Predicted:
     """The rows that a version has scored."""
     rows, raw = said.rows, events.raw
-    all_scored, at = len(rows) == len(events), events.rows[rows]
+    all_scored = len(rows) == len(events)
+    # Rows ascend: all of them need not be picked one by one
+    here = slice(None) if all_scored else rows
+    there = here if all_scored and len(events) == len(raw) else events.rows[here]
     status = matrix.status
     if len(rows) != len(matrix.rows):
         status = status[np.isin(matrix.rows, rows)]
@@ -156,7 +159,7 @@ def predicted(
     if about.event_id is not None:
         event_ids = events.columns.column(about.event_id)
         event_ids = as_text(event_ids if all_scored else event_ids.take(pa.array(rows)))
-    stamps, times = raw.timestamps[at], events.event_times[rows]
+    stamps, times = raw.timestamps[there], events.event_times[here]
     # Where neither the event nor its record has a time, the batch has the record's -1
     has_time = None
     if about.has_event_time:
@@ -164,8 +167,8 @@ def predicted(
     return Predicted(
         topic=raw.topic,
         rows=rows,
-        partitions=raw.partitions[at],
-        offsets=raw.offsets[at],
+        partitions=raw.partitions[there],
+        offsets=raw.offsets[there],
         event_ids=event_ids,
         event_times=times,
         has_event_time=has_time,
@@ -175,12 +178,12 @@ def predicted(
         labels=said.labels,
         decisions=said.decisions,
         versions=assignment.versions,
-        version=assignment.version[rows],
-        variant=assignment.variant[rows],
+        version=assignment.version[here],
+        variant=assignment.variant[here],
         rollouts=assignment.rollouts,
-        rollout=assignment.rollout[rows],
-        control_epoch=assignment.control_epoch[rows],
-        reason=assignment.reason[rows],
+        rollout=assignment.rollout[here],
+        control_epoch=assignment.control_epoch[here],
+        reason=assignment.reason[here],
         views=matrix.views,
         statuses=status,
     )

@@ -65,7 +65,7 @@ def encode(made: Predicted, about: Provenance, now_ms: int) -> pa.BinaryArray | 
         return None
     names = [(made.topic, about.topology, about.model), made.names, made.labels, made.versions, made.rollouts]
     constants, score_names, labels, versions, rollouts = (_texts(one) for one in names)
-    views, event_ids = _texts(made.views), to_column(made.event_ids)
+    views, event_ids = _texts(made.views), None if made.event_ids is None else to_column(made.event_ids)
     arrays = {  # they must live until the call is over
         "partitions": _flat(made.partitions, np.int32),
         "offsets": _flat(made.offsets, np.int64),

@@ -10,7 +10,10 @@ from streamserve.records import Assignment, ControlView, EventBatch, Reason, Var
 def route(events: EventBatch, view: ControlView) -> Assignment:
     """Assign every event of a batch by the routing epoch in force at its offset. Pure."""
     raw, rows = events.raw, events.rows
-    index = view.epochs_at(raw.topic, raw.partitions[rows], raw.offsets[rows])
+    if view.cutovers:
+        index = view.epochs_at(raw.topic, raw.partitions[rows], raw.offsets[rows])
+    else:
+        index = np.zeros(len(events), np.intp)
     versions = tuple(dict.fromkeys(epoch.stable for epoch in view.epochs))
     place = np.array([versions.index(epoch.stable) for epoch in view.epochs], np.int32)
     numbers = np.array([epoch.number for epoch in view.epochs], np.int64)

@@ -59,19 +59,21 @@ class Scorer:
 
     def score(self, matrix: FeatureMatrix, raw_rows: Int64s) -> Scores:
         """Scores of a matrix. raw_rows: the RawBatch row of each of the batch's events, for rejects."""
-        values = np.empty((len(matrix.rows), len(self.names)))
+        rows = matrix.rows
+        values = np.empty((len(rows), len(self.names)))
         bad: dict[int, Reject] = {}
-        for part, out in run_by_halves(lambda at: self._run(matrix, at), np.arange(len(matrix.rows))):
+        for part, out in run_by_halves(lambda at: self._run(matrix, at), np.arange(len(rows))):
             if isinstance(out, SignatureError):
                 raise out
             if isinstance(out, Exception):
-                row = int(raw_rows[matrix.rows[part[0]]])
+                row = int(raw_rows[rows[part[0]]])
                 bad[int(part[0])] = Reject(row, Stage.SCORE, type(out).__name__, str(out)[:300])
+            elif len(part) == len(rows):
+                values = np.asarray(out, np.float64)
             else:
                 values[part] = out
-        keep = np.ones(len(matrix.rows), bool)
-        keep[list(bad)] = False
-        rows, values = (matrix.rows, values) if not bad else (matrix.rows[keep], values[keep])
+        if bad:
+            rows, values = np.delete(rows, list(bad)), np.delete(values, list(bad), axis=0)
         return Scores(
             version=matrix.version,
             rows=rows,

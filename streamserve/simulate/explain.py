@@ -290,7 +290,7 @@ class Recomputing:
         statuses = recorded.get("feature_status") or {}
         found = []
         for view in self._plan.views:
-            keys = event_keys(view, Texts(events))
+            [keys] = event_keys([view], Texts(events))
             row = self._watched.rows.get(keys.distinct[keys.index[0]]) if keys.index[0] >= 0 else None
             time = struct.unpack_from("<q", row)[0] if row is not None and len(row) >= struct.calcsize("<q") else None
             found.append(
