@@ -1,0 +1,126 @@
+"""What the runner asks the broker: who owns what, what is committed, where topics end; and whole topics, read again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from confluent_kafka import ConsumerGroupState, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from chaos.columns import Ints
+
+ASK_S = 3.0  # a broker that was killed does not answer at all
+PATIENCE_S = 90.0  # what a restart and a recovery of its logs take at most
+PAUSE_S = 0.05
+QUIET = {"log_level": 2, "error_cb": lambda _: None, "reconnect.backoff.max.ms": 500}
+READ = 10_000
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class Members:
+    """A worker group as its coordinator sees it: the partitions of each member, by client id."""
+
+    stable: bool
+    owned: dict[str, frozenset[int]]
+
+
+class Broker:
+    """Asks again until it is answered: between two faults the broker may still be coming up."""
+
+    def __init__(self, bootstrap: str, topic: str, group: str, partitions: int) -> None:
+        self._bootstrap, self._topic, self._group = bootstrap, topic, group
+        self._admin = self._new_admin()
+        self._asker = self.consumer(group)
+        self._places = [TopicPartition(topic, p) for p in range(partitions)]
+
+    def _new_admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self._bootstrap, **QUIET})
+
+    def consumer(self, group: str) -> Consumer:
+        """One that reads what is committed; it joins no group."""
+        return Consumer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                "group.id": group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
+                "topic.metadata.refresh.interval.ms": 5_000,
+                **QUIET,
+            }
+        )
+
+    def members(self) -> Members:
+        """Who is in the worker group."""
+        found = _patiently(
+            lambda: self._admin.describe_consumer_groups([self._group], request_timeout=ASK_S)[self._group].result()
+        )
+        owned = {
+            one.client_id: frozenset(tp.partition for tp in one.assignment.topic_partitions) if one.assignment else ()
+            for one in found.members
+        }
+        return Members(found.state is ConsumerGroupState.STABLE, {name: frozenset(has) for name, has in owned.items()})
+
+    def committed(self) -> Ints:
+        """The group's offsets by partition; 0 where there is none."""
+        found = _patiently(lambda: self._asker.committed(self._places, ASK_S))
+        return np.array([max(tp.offset, 0) for tp in found], np.int64)
+
+    def ends(self) -> Ints:
+        """The end of the source topic by partition."""
+        return _patiently(self._ends)
+
+    def _ends(self) -> Ints:
+        asked = self._admin.list_offsets({tp: OffsetSpec.latest() for tp in self._places}, request_timeout=ASK_S)
+        try:
+            found = {tp.partition: future.result().offset for tp, future in asked.items()}
+        except KafkaException:
+            self._admin = self._new_admin()  # after a broker's restart it asks with the old leader's epoch, for ever
+            raise
+        return np.array([found[tp.partition] for tp in self._places], np.int64)
+
+    def assigned(self, *topics: str) -> Consumer:
+        """A consumer of whole topics, from their beginnings."""
+        consumer = self.consumer("chaos")
+        known = _patiently(lambda: consumer.list_topics(timeout=ASK_S)).topics
+        consumer.assign([TopicPartition(topic, p, 0) for topic in topics for p in known[topic].partitions])
+        return consumer
+
+    def read(self, topic: str) -> Iterator[Sequence[Message]]:
+        """Every record of a topic that a reader of committed records sees."""
+        consumer = self.assigned(topic)
+        left = {tp.partition for tp in consumer.assignment()}
+        limit = time.monotonic() + PATIENCE_S
+        while left:
+            messages = consumer.consume(READ, 1.0)
+            good = [m for m in messages if m.error() is None]
+            ended = {m.partition() for m in messages if m.error() and m.error().code() == KafkaError._PARTITION_EOF}  # noqa: SLF001
+            left -= ended
+            if good or ended:
+                limit = time.monotonic() + PATIENCE_S
+                yield good
+            elif time.monotonic() > limit:
+                raise TimeoutError(f"{topic} could not be read to its end")
+        consumer.close()
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self._asker.close()
+
+
+def _patiently(ask: Callable[[], _Found]) -> _Found:
+    limit = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except KafkaException:
+            if time.monotonic() > limit:
+                raise
+        time.sleep(PAUSE_S)
