@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.c | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench chaos clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,12 @@ check: $(STAMP)  ## format, lint, types, import contracts
 
 bench: $(STAMP)  ## what an event costs, how soon it is answered, and how both grow: about half an hour
 	$(BIN)/streamserve bench $(ARGS)
+
+FAULTS ?= 100
+SEED ?= 1
+DELIVERY ?= at_least_once
+chaos: $(STAMP)  ## faults against delivery, and a look for every event: FAULTS=100 SEED=1 DELIVERY=at_least_once
+	$(BIN)/python -m chaos --faults $(FAULTS) --seed $(SEED) --delivery $(DELIVERY) $(ARGS)
 
 format: $(STAMP)  ## mend what check finds, where a tool can
 	$(BIN)/ruff format .

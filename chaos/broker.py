@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from confluent_kafka import ConsumerGroupState, Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, OffsetSpec
 
 from chaos.columns import Ints
 
@@ -59,14 +59,15 @@ class Broker:
 
     def members(self) -> Members:
         """Who is in the worker group."""
-        found = _patiently(
-            lambda: self._admin.describe_consumer_groups([self._group], request_timeout=ASK_S)[self._group].result()
-        )
+        found = _patiently(self._describe)
         owned = {
             one.client_id: frozenset(tp.partition for tp in one.assignment.topic_partitions) if one.assignment else ()
             for one in found.members
         }
         return Members(found.state is ConsumerGroupState.STABLE, {name: frozenset(has) for name, has in owned.items()})
+
+    def _describe(self) -> ConsumerGroupDescription:
+        return self._admin.describe_consumer_groups([self._group], request_timeout=ASK_S)[self._group].result()
 
     def committed(self) -> Ints:
         """The group's offsets by partition; 0 where there is none."""

@@ -1,7 +1,7 @@
 """The inputs of a run: event number n is the same for everybody who knows the seed. Pure.
 
-Each bears its number in its payload and in a header. One in fifty can't be read: a wrong first byte, a cut record, or no
-value at all, in turn.
+Each bears its number in its payload and in a header. One in fifty can't be read: a wrong first byte, a cut record, or
+no value at all, in turn.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chaos.fleet import Fleet, Worker, await_hit
 from chaos.points import BRAKES
@@ -20,16 +20,20 @@ BRAKE = dict(zip((Kind.SLOW_MODEL, Kind.SLOW_REDIS), (brake.name for brake in BR
 
 @dataclass(frozen=True)
 class Struck:
-    """What was done. at_ns: when, since 1970. partitions: that were hit. note: what did not go as planned."""
+    """What was done. at_ns: when, since 1970. partitions: that were hit. note: what did not go as planned.
+
+    replace: a worker is missing until the runner starts another. over_s: how long after `at_ns` the fault was over.
+    """
 
     at_ns: int
     partitions: frozenset[int]
     replace: bool = False
     note: str = ""
+    over_s: float = 0.0
 
 
 class Injector:
-    """Does what a fault says. `replace` of the result: a worker is missing until the runner starts another."""
+    """Does what a fault says."""
 
     def __init__(self, world: World, fleet: Fleet) -> None:
         self._world, self._fleet = world, fleet
@@ -37,7 +41,8 @@ class Injector:
 
     def strike(self, fault: Fault) -> Struck:
         """Returns when the fault is over: what was stopped goes on, what was down is up."""
-        return self._acts()[fault.kind](fault)
+        struck = self._acts()[fault.kind](fault)
+        return replace(struck, over_s=(time.time_ns() - struck.at_ns) / 1e9)
 
     def _acts(self) -> dict[Kind, Callable[[Fault], Struck]]:
         return {
@@ -87,7 +92,7 @@ class Injector:
         return Struck(at, owned, note=note)
 
     def _lure(self, victim: Worker, fault: Fault, action: str) -> tuple[int | None, bool]:
-        """Arm the fault's point and see to it that it is reached: when it was, and whether the worker was asked to leave.
+        """Arm the fault's point and see to it that it is reached: when it was, and whether the worker must leave.
 
         Partitions are revoked when a worker joins; where there is no room for one, when the victim leaves.
         """

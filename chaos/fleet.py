@@ -92,7 +92,7 @@ class Fleet:
         return self.workers[name]
 
     def _client(self, name: str) -> str:
-        """librdkafka settings under which the group's coordinator knows this worker by its name."""
+        """Client settings under which the group's coordinator knows this worker by its name."""
         return json.dumps({**json.loads(self._environ.get("STREAMSERVE_KAFKA", "{}")), "client.id": name})
 
     def pick(self, share: float) -> Worker:
@@ -134,6 +134,6 @@ class Fleet:
 def await_hit(worker: Worker, point: str, seconds: float) -> int | None:
     """When the point was reached; None: not within so many seconds."""
     limit = time.monotonic() + seconds
-    while (hit := worker.hit(point)) is None and worker.runs and time.monotonic() < limit:
+    while worker.hit(point) is None and worker.runs and time.monotonic() < limit:
         time.sleep(PAUSE_S)
     return worker.hit(point)

@@ -2,8 +2,9 @@
 
     python -m chaos.generator BOOTSTRAP TOPIC SEED SCHEMA_ID RATE PARENT_PID
 
-Takes `burst N` and `end` on its standard input; prints how many it has sent at its end, when the broker has all of them.
-An idempotent producer without a time limit: what it has numbered arrives, once and in order, whatever the broker does.
+Takes `burst N` and `end` on its standard input; prints how many it has sent at its end, when the broker has all of
+them. An idempotent producer without a time limit: what it has numbered arrives, once and in order, whatever the broker
+does.
 """
 
 from __future__ import annotations

@@ -29,7 +29,11 @@ def kind_of(fault: Fault) -> str:
 def line(one: Lived, count: int) -> str:
     """A fault that is over."""
     minutes, seconds = divmod(int(one.at), 60)
-    answered = "not answered" if one.recovery is None else f"answered after {one.recovery:.1f} s"
+    answered = "not answered"
+    if one.recovery is not None:
+        answered = f"answered after {one.recovery:.1f} s"
+        if one.recovery > one.struck.over_s >= 1:
+            answered += f" ({one.recovery - one.struck.over_s:.1f} s after its end)"
     said = f"[{one.number:3}/{count} {minutes:02}:{seconds:02}] {one.fault}: {one.in_flight:,} in flight, {answered}"
     return f"{said}, well after {one.settled:.1f} s" + (f"; {one.struck.note}" if one.struck.note else "")
 
@@ -37,11 +41,12 @@ def line(one: Lived, count: int) -> str:
 def text(result: Result) -> str:
     """The summary."""
     verdict, options = result.verdict, result.options
+    told, many = f"{options.delivery}, seed {options.seed}", len(result.lived)
     parts = [
-        f"\n{options.delivery}, seed {options.seed}: {len(result.lived)} of {options.faults} faults in "
-        f"{result.seconds:.0f} s",
-        f"inputs {verdict.inputs:,} (malformed {result.malformed:,}), predictions {verdict.predictions:,}, "
-        f"dead letters {verdict.dead_letters:,}, repeated {sum(verdict.repeated.values()):,}",
+        f"\n{told}: {many} of {options.faults} faults in {result.seconds:.0f} s",
+        f"inputs {verdict.inputs:,}, {result.malformed:,} of them malformed",
+        f"predictions {verdict.predictions:,}, dead letters {verdict.dead_letters:,}",
+        f"repeated {sum(verdict.repeated.values()):,}",
     ]
     if result.lived:
         parts += [f"fewest events in flight at a fault: {min(one.in_flight for one in result.lived):,}", _table(result)]
@@ -90,7 +95,10 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     """Aligned: the first column to the left, figures to the right."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 
@@ -128,6 +136,7 @@ def _fault(one: Lived) -> dict[str, object]:
         "note": one.struck.note,
         "in_flight": one.in_flight,
         "window": one.window.events,
+        "over": one.struck.over_s,
         "recovery": one.recovery,
         "settled": one.settled,
         "repeated": one.repeated,

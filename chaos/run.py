@@ -38,7 +38,7 @@ class UnwellError(Exception):
 
 @dataclass
 class Lived:
-    """A fault as it was. at: seconds since the start. recovery: until all that it hit was answered; settled: and well."""
+    """A fault as it was. Seconds: at, since the start; recovery, until all it hit was answered; settled, until well."""
 
     number: int
     fault: Fault
@@ -143,7 +143,7 @@ class Run:
         self._tell(report.line(lived, count))
 
     def _burst(self) -> tuple[Ints, int]:
-        """Have thousands of events come; returns when enough of them are uncommitted: from which offsets, and how many."""
+        """Have thousands of events come. When enough of them are uncommitted: from which offsets, and how many."""
         while True:
             self._world.burst()
             limit = time.monotonic() + BURST_S
@@ -208,9 +208,7 @@ class Run:
         dead = read_dead_letters(broker, f"{NAME}.dead-letters")
         windows = [one.window for one in result.lived]
         exactly_once = self._world.options.delivery == EXACTLY_ONCE
-        found = check(
-            inputs, predictions, dead, broker.committed(), broker.ends(), windows, exactly_once=exactly_once
-        )
+        found = check(inputs, predictions, dead, broker.committed(), broker.ends(), windows, exactly_once=exactly_once)
         missing = np.setdiff1d(np.arange(sent), inputs.ids)
         found.broken("sent, and not in the source topic (the generator's fault or the broker's)", missing)
         result.verdict, result.malformed = found, int(inputs.malformed.sum())

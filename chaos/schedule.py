@@ -31,8 +31,8 @@ class Fault:
     """One fault.
 
     pick: which of the workers that are up, as a share of their number. seconds: how long it lasts. point: the place in
-    the worker's code where it strikes, at the nth call from now on; None: wherever the worker is. at_once: a dead worker
-    is replaced at once, not only when others have its partitions. workers: how many there are afterwards.
+    the worker's code where it strikes, at the nth call from now on; None: wherever the worker is. at_once: a dead
+    worker is replaced at once, not only when others have its partitions. workers: how many there are afterwards.
     """
 
     kind: Kind
@@ -72,15 +72,15 @@ def schedule(dice: random.Random, count: int, points: Sequence[str]) -> list[Fau
     """So many faults. Kinds are dealt like cards, so that a run of twenty has every one of them.
 
     Args:
-        points: the places that a kill or a stop can land at, taken in turn.
+        points: the places that a kill or a stop can land at, taken in turn by either.
     """
-    cards, places = _cards(dice), _in_turn(dice, points)
+    cards, places = _cards(dice), {kind: _in_turn(dice, points) for kind in POINTED}
     found, workers = list[Fault](), FEWEST
     while len(found) < count:
         kind, pointed = next(cards)
         if kind in (Kind.JOIN, Kind.LEAVE):  # whichever of the two there is room for
             kind = Kind.LEAVE if workers == MOST else Kind.JOIN
-        point = next(places) if pointed and points else None
+        point = next(places[kind]) if pointed and points else None
         fault = _fault(dice, kind, point, workers)
         workers = fault.workers
         found.append(fault)

@@ -154,7 +154,7 @@ def test_duplicates_that_disagree_are_named(change):
     if change == "score":
         again.scores[-1] += 1e-9
     else:
-        versions = again.said.column("model_version").to_pylist()[:-1] + ["v2"]
+        versions = [*again.said.column("model_version").to_pylist()[:-1], "v2"]
         again = replace(again, said=again.said.set_column(1, "model_version", [versions]))
     assert told(judge(made, [everything()], predictions=again)) == {
         "predictions of one event that disagree": [id_of(made, 7)]
@@ -166,7 +166,7 @@ def test_duplicates_may_differ_in_what_redis_answered_and_in_lower_epochs():
     again = repeat(made["predictions"], 7)
     again.scores[-1] += 0.5
     again.epochs[-1] -= 3
-    statuses = pa.array(again.statuses.to_pylist()[:-1] + ["TIMEOUT"])
+    statuses = pa.array([*again.statuses.to_pylist()[:-1], "TIMEOUT"])
     assert judge(made, [everything()], predictions=replace(again, statuses=statuses)).violations == []
 
 
@@ -274,9 +274,7 @@ def test_a_committed_offset_that_lags_is_told_with_its_partition():
     made = world()
     committed = made["ends"].copy()
     committed[1] -= 2
-    assert told(judge(made, committed=committed)) == {
-        "committed offsets are not at the end": ["partition 1: 38 of 40"]
-    }
+    assert told(judge(made, committed=committed)) == {"committed offsets are not at the end": ["partition 1: 38 of 40"]}
 
 
 def test_millions_of_rows_are_no_trouble():
