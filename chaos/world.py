@@ -35,6 +35,7 @@ PREDICTION_ID = 900_001
 PORTS = range(20_000, 32_000)
 FLUSH_S = 150.0
 GONE_S = 10.0
+UP_S = 200.0  # on a machine that does a lot else, a broker's start and its logs' recovery took more than a minute
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,14 @@ class World:
         Raises:
             DevError: it does not come up, or its port is another's now.
         """
-        before = self.project.endpoints
-        found = up(self.services, owner_pid=os.getpid(), kafka=name == KAFKA, redis=name == REDIS)
+        before, limit = self.project.endpoints, time.monotonic() + UP_S
+        while True:
+            try:
+                found = up(self.services, owner_pid=os.getpid(), kafka=name == KAFKA, redis=name == REDIS)
+                break
+            except DevError:
+                if time.monotonic() > limit:
+                    raise
         if (found.bootstrap or before.bootstrap, found.redis_url or before.redis_url) != (
             before.bootstrap,
             before.redis_url,
@@ -162,7 +169,9 @@ def _start_generator(project: Project, options: Options, schema_id: int) -> subp
 def _choose_ports(folder: Path) -> None:
     place = Place.of(folder)
     place.make()
-    free = (port for port in PORTS if _free(port))
+    # From a place of its own: another run's port looks free while its broker is down
+    place_of_ours = os.getpid() * 16 % len(PORTS)
+    free = (port for port in (*PORTS[place_of_ours:], *PORTS[:place_of_ours]) if _free(port))
     for name in (KAFKA, REDIS):
         place.port_file(name).write_text(str(next(free)))
 
