@@ -23,9 +23,13 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True)
 class Members:
-    """A worker group as its coordinator sees it: the partitions of each member, by client id."""
+    """A worker group as its coordinator sees it: how many members, and the partitions of each client id.
+
+    A worker that began anew is there twice until its former self is taken for dead.
+    """
 
     stable: bool
+    count: int
     owned: dict[str, frozenset[int]]
 
 
@@ -35,21 +39,22 @@ class Broker:
     def __init__(self, bootstrap: str, topic: str, group: str, partitions: int) -> None:
         self._bootstrap, self._topic, self._group = bootstrap, topic, group
         self._admin = self._new_admin()
-        self._asker = self.consumer(group)
+        # What is pending in a transaction is not committed: a reader of committed records would be told to wait for it
+        self._asker = self.consumer(group, "read_uncommitted")
         self._places = [TopicPartition(topic, p) for p in range(partitions)]
 
     def _new_admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self._bootstrap, **QUIET})
 
-    def consumer(self, group: str) -> Consumer:
-        """One that reads what is committed; it joins no group."""
+    def consumer(self, group: str, isolation: str = "read_committed") -> Consumer:
+        """One that joins no group."""
         return Consumer(
             {
                 "bootstrap.servers": self._bootstrap,
                 "group.id": group,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
-                "isolation.level": "read_committed",
+                "isolation.level": isolation,
                 "enable.partition.eof": True,
                 "fetch.wait.max.ms": 50,
                 "topic.metadata.refresh.interval.ms": 5_000,
@@ -60,18 +65,24 @@ class Broker:
     def members(self) -> Members:
         """Who is in the worker group."""
         found = _patiently(self._describe)
-        owned = {
-            one.client_id: frozenset(tp.partition for tp in one.assignment.topic_partitions) if one.assignment else ()
-            for one in found.members
-        }
-        return Members(found.state is ConsumerGroupState.STABLE, {name: frozenset(has) for name, has in owned.items()})
+        owned: dict[str, frozenset[int]] = {}
+        for one in found.members:
+            has = frozenset(tp.partition for tp in one.assignment.topic_partitions) if one.assignment else frozenset()
+            owned[one.client_id] = owned.get(one.client_id, frozenset()) | has
+        return Members(found.state is ConsumerGroupState.STABLE, len(found.members), owned)
 
     def _describe(self) -> ConsumerGroupDescription:
         return self._admin.describe_consumer_groups([self._group], request_timeout=ASK_S)[self._group].result()
 
     def committed(self) -> Ints:
         """The group's offsets by partition; 0 where there is none."""
-        found = _patiently(lambda: self._asker.committed(self._places, ASK_S))
+        return _patiently(self._committed)
+
+    def _committed(self) -> Ints:
+        found = self._asker.committed(self._places, ASK_S)
+        for tp in found:
+            if tp.error is not None:
+                raise KafkaException(tp.error)
         return np.array([max(tp.offset, 0) for tp in found], np.int64)
 
     def ends(self) -> Ints:

@@ -14,7 +14,7 @@ from pathlib import Path
 from chaos.points import HIT
 from streamserve.dev.place import write_atomically
 
-STOP_S = 60.0
+STOP_S = 120.0
 PAUSE_S = 0.02
 TAIL = 600  # characters of a log that tell why a worker ended
 

@@ -26,7 +26,7 @@ from chaos.world import NAME, PREDICTION_ID, TOPIC, Options, World, world
 Tell = Callable[[str], None]
 IN_FLIGHT = 1_000  # events that each fault must find uncommitted
 BURST_S = 1.0  # what a burst gets to arrive before there is another
-WELL_S = 150.0  # what a fault may keep the world from being well again
+WELL_S = 240.0  # what a fault may keep the world from being well again
 SEEN_S = 60.0
 PAUSE_S = 0.1
 FIRST_EPOCH = 0  # the init is the first record of the control log
@@ -175,7 +175,9 @@ class Run:
             self._look()
             members = self._broker.members()
             owned = frozenset[int]().union(*members.owned.values())
-            if members.stable and members.owned.keys() == self._fleet.workers.keys() and owned == everything:
+            workers = self._fleet.workers
+            whole = members.count == len(workers) and members.owned.keys() == workers.keys()
+            if members.stable and whole and owned == everything:
                 goal = self._broker.ends() if goal is None else goal
                 committed = self._broker.committed()
                 if (committed >= goal).all():
@@ -184,7 +186,7 @@ class Run:
                 goal, committed = None, self._broker.committed()
             if time.monotonic() > limit:
                 raise UnwellError(
-                    f"after {WELL_S:.0f} s: members {members}, workers {sorted(self._fleet.workers)}, "
+                    f"after {WELL_S:.0f} s: {members}, workers {sorted(workers)}, "
                     f"committed {committed.tolist()}, ends {self._broker.ends().tolist()}"
                 )
             time.sleep(PAUSE_S)
