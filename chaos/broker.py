@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, OffsetS
 
 from chaos.columns import Ints
 
-ASK_S = 3.0  # a broker that was killed does not answer at all
-PATIENCE_S = 90.0  # what a restart and a recovery of its logs take at most
+ASK_S = 5.0  # a broker that was killed does not answer at all
+PATIENCE_S = 200.0  # what a restart and a recovery of its logs take at most
 PAUSE_S = 0.05
 QUIET = {"log_level": 2, "error_cb": lambda _: None, "reconnect.backoff.max.ms": 500}
 READ = 10_000
@@ -38,13 +38,13 @@ class Broker:
 
     def __init__(self, bootstrap: str, topic: str, group: str, partitions: int) -> None:
         self._bootstrap, self._topic, self._group = bootstrap, topic, group
-        self._admin = self._new_admin()
-        # What is pending in a transaction is not committed: a reader of committed records would be told to wait for it
-        self._asker = self.consumer(group, "read_uncommitted")
+        self._open()
         self._places = [TopicPartition(topic, p) for p in range(partitions)]
 
-    def _new_admin(self) -> AdminClient:
-        return AdminClient({"bootstrap.servers": self._bootstrap, **QUIET})
+    def _open(self) -> None:
+        self._admin = AdminClient({"bootstrap.servers": self._bootstrap, **QUIET})
+        # What is pending in a transaction is not committed: a reader of committed records would be told to wait for it
+        self._asker = self.consumer(self._group, "read_uncommitted")
 
     def consumer(self, group: str, isolation: str = "read_committed") -> Consumer:
         """One that joins no group."""
@@ -64,7 +64,7 @@ class Broker:
 
     def members(self) -> Members:
         """Who is in the worker group."""
-        found = _patiently(self._describe)
+        found = self._patiently(self._describe)
         owned: dict[str, frozenset[int]] = {}
         for one in found.members:
             has = frozenset(tp.partition for tp in one.assignment.topic_partitions) if one.assignment else frozenset()
@@ -76,7 +76,7 @@ class Broker:
 
     def committed(self) -> Ints:
         """The group's offsets by partition; 0 where there is none."""
-        return _patiently(self._committed)
+        return self._patiently(self._committed)
 
     def _committed(self) -> Ints:
         found = self._asker.committed(self._places, ASK_S)
@@ -87,21 +87,17 @@ class Broker:
 
     def ends(self) -> Ints:
         """The end of the source topic by partition."""
-        return _patiently(self._ends)
+        return self._patiently(self._ends)
 
     def _ends(self) -> Ints:
         asked = self._admin.list_offsets({tp: OffsetSpec.latest() for tp in self._places}, request_timeout=ASK_S)
-        try:
-            found = {tp.partition: future.result().offset for tp, future in asked.items()}
-        except KafkaException:
-            self._admin = self._new_admin()  # after a broker's restart it asks with the old leader's epoch, for ever
-            raise
+        found = {tp.partition: future.result().offset for tp, future in asked.items()}
         return np.array([found[tp.partition] for tp in self._places], np.int64)
 
     def assigned(self, *topics: str) -> Consumer:
         """A consumer of whole topics, from their beginnings."""
         consumer = self.consumer("chaos")
-        known = _patiently(lambda: consumer.list_topics(timeout=ASK_S)).topics
+        known = self._patiently(lambda: consumer.list_topics(timeout=ASK_S)).topics
         consumer.assign([TopicPartition(topic, p, 0) for topic in topics for p in known[topic].partitions])
         return consumer
 
@@ -122,17 +118,18 @@ class Broker:
                 raise TimeoutError(f"{topic} could not be read to its end")
         consumer.close()
 
+    def _patiently(self, ask: Callable[[], _Found]) -> _Found:
+        limit = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except KafkaException:
+                if time.monotonic() > limit:
+                    raise
+            # An admin client that has seen the broker die asks with the old leader's epoch, or nobody, for ever
+            self._open()
+            time.sleep(PAUSE_S)
+
     def close(self) -> None:
         """Nothing is asked any more."""
         self._asker.close()
-
-
-def _patiently(ask: Callable[[], _Found]) -> _Found:
-    limit = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return ask()
-        except KafkaException:
-            if time.monotonic() > limit:
-                raise
-        time.sleep(PAUSE_S)
