@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -62,9 +64,21 @@ def main(
         sys.exit(1)
 
 
+def end(code: int) -> None:
+    """Everything is cleaned up. Not by the interpreter's own end: a Kafka client's may never come (see Broker)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     try:
         main()
+    except SystemExit as asked:
+        end(asked.code if isinstance(asked.code, int) else 0)
     except (StreamserveError, UnknownPlaceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(2)
+    except BaseException:
+        traceback.print_exc()
+        end(2)

@@ -38,6 +38,7 @@ class Broker:
 
     def __init__(self, bootstrap: str, topic: str, group: str, partitions: int) -> None:
         self._bootstrap, self._topic, self._group = bootstrap, topic, group
+        self._former: list[object] = []  # never taken down: an admin client that was used may wait for itself for ever
         self._open()
         self._places = [TopicPartition(topic, p) for p in range(partitions)]
 
@@ -126,10 +127,7 @@ class Broker:
             except KafkaException:
                 if time.monotonic() > limit:
                     raise
-            # An admin client that has seen the broker die asks with the old leader's epoch, or nobody, for ever
+            # A client that has seen the broker die may ask with the old leader's epoch, or nobody, for ever
+            self._former += [self._admin, self._asker]
             self._open()
             time.sleep(PAUSE_S)
-
-    def close(self) -> None:
-        """Nothing is asked any more."""
-        self._asker.close()

@@ -27,7 +27,7 @@ from streamserve.dev.place import Place
 from streamserve.dev.probe import HOST
 from streamserve.dev.process import send, wait_gone
 from streamserve.dev.servers import KAFKA, REDIS
-from streamserve.errors import DevError
+from streamserve.errors import BrokerError, DevError
 
 NAME, TOPIC, GROUP = "chaos", "chaos.events", "streamserve.chaos"
 PREDICTION_ID = 900_001
@@ -35,6 +35,8 @@ PREDICTION_ID = 900_001
 PORTS = range(20_000, 32_000)
 FLUSH_S = 150.0
 GONE_S = 10.0
+LEADERS_S = 60.0
+PAUSE_S = 0.2
 UP_S = 200.0  # on a machine that does a lot else, a broker's start and its logs' recovery took more than a minute
 
 
@@ -142,10 +144,10 @@ def _furnished(options: Options, endpoints: Endpoints, folder: Path) -> Iterator
     schema_id = project.add_schema(SCHEMA_FILE, SCHEMA)
     topology = _write_topology(options)
     pq.write_table(customers(options.seed), options.folder / "customer.parquet")
-    project.run("topics", "apply", topology)
+    _patiently(lambda: project.run("topics", "apply", topology))
     project.run("features", "load", topology, f"customer={options.folder / 'customer.parquet'}")
     project.run("models", "add", topology, "v1", _write_model(options.folder / "v1.onnx"))
-    project.run("topology", "init", topology, "--version", "v1")
+    _patiently(lambda: project.run("topology", "init", topology, "--version", "v1", "--if-new"))
     broker = Broker(endpoints.bootstrap, TOPIC, GROUP, options.partitions)
     generator = _start_generator(project, options, schema_id)
     try:
@@ -153,7 +155,20 @@ def _furnished(options: Options, endpoints: Endpoints, folder: Path) -> Iterator
     finally:
         generator.kill()
         generator.communicate()
-        broker.close()
+
+
+def _patiently(step: Callable[[], None]) -> None:
+    """Topics that were made a moment ago may not have their leaders yet."""
+    limit = time.monotonic() + LEADERS_S
+    while True:
+        try:
+            step()
+        except BrokerError:
+            if time.monotonic() > limit:
+                raise
+        else:
+            return
+        time.sleep(PAUSE_S)
 
 
 def _start_generator(project: Project, options: Options, schema_id: int) -> subprocess.Popen[str]:
