@@ -13,12 +13,13 @@ import click
 
 from bench.run import alone
 from chaos import report
-from chaos.points import AT_LEAST_ONCE, EXACTLY_ONCE, UnknownPlaceError
+from chaos.points import AT_LEAST_ONCE, EXACTLY_ONCE, UnknownPlaceError, points_of
 from chaos.run import Options, run
 from streamserve.errors import StreamserveError
 from streamserve.settings import Settings
 
 BOTH = "both"
+BROKEN, UNABLE, INTERRUPTED = 1, 2, 130  # exit codes: a promise was broken; nothing is known; Ctrl-C
 
 
 def tell(line: str) -> None:
@@ -53,15 +54,17 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     above = (folder or Settings.load().home / "chaos").resolve()
     settings = dict(one.partition("=")[::2] for one in given)
-    results = []
+    results, wanted = [], (AT_LEAST_ONCE, EXACTLY_ONCE) if delivery == BOTH else (delivery,)
+    for one in wanted:
+        points_of(one)
     with alone(above):
-        for one in (AT_LEAST_ONCE, EXACTLY_ONCE) if delivery == BOTH else (delivery,):
+        for one in wanted:
             options = Options(above / f"{one}-seed-{seed}", one, seed, faults, rate, burst, settings=settings)
             results.append(run(options, tell))
     if file is not None:
         file.write_text(json.dumps([report.as_dict(one) for one in results], indent=1) + "\n")
     if not all(one.good for one in results):
-        sys.exit(1)
+        sys.exit(BROKEN)
 
 
 def end(code: int) -> None:
@@ -73,12 +76,18 @@ def end(code: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(standalone_mode=False)
+        end(0)
     except SystemExit as asked:
         end(asked.code if isinstance(asked.code, int) else 0)
+    except click.exceptions.Abort:
+        end(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        end(error.exit_code)
     except (StreamserveError, UnknownPlaceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        end(2)
-    except BaseException:
+        end(UNABLE)
+    except BaseException:  # noqa: BLE001  (the interpreter would say the same, and then end)
         traceback.print_exc()
-        end(2)
+        end(UNABLE)
