@@ -105,15 +105,15 @@ class Fleet:
         self.workers.pop(worker.name, None)
         return worker.process.wait(STOP_S)
 
-    def look_after(self, fault: int) -> int:
-        """Replace those that have ended by themselves; returns how many. fault: during which one, for the report."""
-        gone = [one for one in self.workers.values() if not one.runs]
-        for one in gone:
+    def look_after(self, fault: int) -> list[Ended]:
+        """Replace those that have ended by themselves; returns them. fault: during which one, for the report."""
+        found = []
+        for one in [one for one in self.workers.values() if not one.runs]:
             code = self.drop(one)
-            said = one.log.read_text(errors="replace")[-TAIL:]
-            self.ended.append(Ended(one.name, code, fault, said))
+            found.append(Ended(one.name, code, fault, one.log.read_text(errors="replace")[-TAIL:]))
             self.start()
-        return len(gone)
+        self.ended += found
+        return found
 
     def retire(self) -> dict[str, int]:
         """SIGTERM to all; exit codes by name. 0 says that everything in flight was committed."""

@@ -192,8 +192,7 @@ class Run:
             time.sleep(PAUSE_S)
 
     def _look(self) -> None:
-        if self._fleet.look_after(self._now):
-            one = self._fleet.ended[-1]
+        for one in self._fleet.look_after(self._now):
             self._tell(f"      {one.name} ended by itself with {one.code}; another is started")
         if self._observer.failure is not None:
             raise self._observer.failure
