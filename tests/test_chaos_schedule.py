@@ -15,6 +15,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))  # a part of the checkout, not of the package
 
 from chaos import points
+from chaos.broker import partitions_of
 from chaos.events import BAD_EVERY, Events, malformed
 from chaos.points import AT_LEAST_ONCE, EMITTER, HIT, Brake, Point, UnknownPlaceError, install, points_of
 from chaos.schedule import FEWEST, MOST, REVOKE, SESSION_S, Kind, schedule
@@ -140,3 +141,11 @@ class TestEvents:
         assert values[1][:5] == b"\x00\x00\x00\x00\x05"
         assert len({events.key(n) for n in range(2000)}) > 400
         assert all(itertools.starmap(lambda _, value, __: value, map(events.record, range(17))))
+
+
+@pytest.mark.parametrize("owned", [(), (4,), (0, 2, 5)])
+def test_what_a_member_owns_is_read_from_the_consumer_protocol(owned):
+    numbers = b"".join(n.to_bytes(4) for n in owned)
+    topics = b"\x00\x06events" + len(owned).to_bytes(4) + numbers
+    assert partitions_of(b"\x00\x01\x00\x00\x00\x01" + topics + b"\xff\xff\xff\xff") == set(owned)
+    assert partitions_of(b"") == set()
