@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.c | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench fuzz clean
+.PHONY: help setup demo test check format bench fuzz chaos clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ bench: $(STAMP)  ## what an event costs, how soon it is answered, and how both g
 
 fuzz: $(STAMP)  ## broken events through the whole pipeline: INPUTS=1000000, SEED=, FORMAT=avro|json|both
 	$(BIN)/python -m fuzz --inputs $(or $(INPUTS),100000) --format $(or $(FORMAT),both) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+chaos: $(STAMP)  ## faults against delivery, and a look for every event: FAULTS=100 SEED=1 DELIVERY=at_least_once|exactly_once|both
+	$(BIN)/python -m chaos --faults $(or $(FAULTS),100) --seed $(or $(SEED),1) --delivery $(or $(DELIVERY),both) $(ARGS)
 
 format: $(STAMP)  ## mend what check finds, where a tool can
 	$(BIN)/ruff format .

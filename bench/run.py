@@ -149,7 +149,7 @@ def run(options: Options) -> None:
     """Measure, print the tables, write what was asked for. A part that is done is in the file whatever comes after.
 
     Raises:
-        DevError: another benchmark runs in the same folder, or a service does not start.
+        DevError: another run uses the same folder, or a service does not start.
         RuntimeError: a contestant ended, or did not come to its end.
     """
     from bench import docs, tables
@@ -181,7 +181,7 @@ def write_docs(file: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One benchmark at a time: two would measure each other.
+    """One run at a time: two would measure, or disturb, each other.
 
     Raises:
         DevError: there is one.
@@ -191,7 +191,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DevError("another benchmark runs", where=str(folder), mend="wait for it, or end it") from None
+            raise DevError("another run uses this folder", where=str(folder), mend="wait for it, or end it") from None
         yield
 
 

@@ -199,7 +199,11 @@ class TestCommand:
         assert not asked
 
     def test_two_at_once_would_measure_each_other(self, tmp_path: Path):
-        with run.alone(tmp_path), pytest.raises(run.DevError, match="another benchmark runs"), run.alone(tmp_path):
+        with (
+            run.alone(tmp_path),
+            pytest.raises(run.DevError, match="another run uses this folder"),
+            run.alone(tmp_path),
+        ):
             pass
         with run.alone(tmp_path):
             pass

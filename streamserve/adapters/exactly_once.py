@@ -85,9 +85,8 @@ class ExactlyOnceEmitter:
     def commit(self, boundaries: Sequence[Boundary], group: Membership, limit: float) -> Outcome:
         if self.spoilt:
             return Outcome.ABORTED
-        offsets = [TopicPartition(b.topic, b.partition, b.stop) for b in boundaries]
         try:
-            self._step(lambda s: self._producer.send_offsets_to_transaction(offsets, group.metadata(), s), limit)
+            self._send_offsets(boundaries, group, limit)
             self._step(self._producer.commit_transaction, limit)
         except KafkaException as raised:
             error = raised.args[0]
@@ -98,6 +97,10 @@ class ExactlyOnceEmitter:
             raise broker_error(error, f"{self._output.where}, committing a transaction") from None
         self._open, self._aborts = False, 0
         return Outcome.DONE
+
+    def _send_offsets(self, boundaries: Sequence[Boundary], group: Membership, limit: float) -> None:
+        offsets = [TopicPartition(b.topic, b.partition, b.stop) for b in boundaries]
+        self._step(lambda s: self._producer.send_offsets_to_transaction(offsets, group.metadata(), s), limit)
 
     def abort(self) -> None:
         if self._spoilt_by is not None:
