@@ -30,9 +30,7 @@ def tell(line: str) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--faults", default=100, show_default=True, type=click.IntRange(0), help="How many.")
 @click.option("--seed", default=1, show_default=True, help="Of the schedule and the events; a run is made again by it.")
-@click.option(
-    "--delivery", default=AT_LEAST_ONCE, show_default=True, type=click.Choice((AT_LEAST_ONCE, EXACTLY_ONCE, BOTH))
-)
+@click.option("--delivery", default=BOTH, show_default=True, type=click.Choice((AT_LEAST_ONCE, EXACTLY_ONCE, BOTH)))
 @click.option("--rate", default=400.0, show_default=True, help="Events a second, beside the bursts.")
 @click.option("--burst", default=4000, show_default=True, help="Events of the burst that each fault lands in.")
 @click.option("--setting", "given", multiple=True, metavar="NAME=VALUE", help="An environment variable of the workers.")

@@ -112,7 +112,7 @@ class Lives:
 
     def begin(self, epoch):
         reader = MessageReader(self.consumer, epoch, "nowhere")
-        return Incarnation(self.consumer, reader, Member(self.consumer, "nowhere"), Alone(), Sent())
+        return Incarnation(self.consumer, reader, Member(self.consumer, lambda: 0, "nowhere"), Alone(), Sent())
 
 
 def intake(consumer: Told) -> tuple[Intake, list[RawBatch], list[BaseException]]:

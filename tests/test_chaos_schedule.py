@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # a part of the checkout, not of the package
 from chaos import points
 from chaos.broker import partitions_of
 from chaos.events import BAD_EVERY, Events, malformed
-from chaos.points import AT_LEAST_ONCE, EMITTER, HIT, Brake, Point, UnknownPlaceError, install, points_of
+from chaos.points import ADAPTERS, AT_LEAST_ONCE, HIT, Brake, Point, UnknownPlaceError, install, points_of
 from chaos.schedule import FEWEST, MOST, REVOKE, SESSION_S, Kind, schedule
 
 PLACES = [point.name for point in points_of(AT_LEAST_ONCE)]
@@ -76,8 +76,8 @@ class TestPoints:
     @pytest.mark.parametrize(
         "gone",
         [
-            Point("gone", "before", EMITTER, "AtLeastOnceEmitter", "no_more"),
-            Point("gone", "before", EMITTER, "NoMore", "send"),
+            Point("gone", "before", f"{ADAPTERS}.at_least_once", "AtLeastOnceEmitter", "no_more"),
+            Point("gone", "before", f"{ADAPTERS}.at_least_once", "NoMore", "send"),
             Brake("gone", "streamserve.no_more", "OnnxSession", "run"),
         ],
     )

@@ -85,6 +85,9 @@ class ExactlyOnceEmitter:
     def commit(self, boundaries: Sequence[Boundary], group: Membership, limit: float) -> Outcome:
         if self.spoilt:
             return Outcome.ABORTED
+        # Offsets that come under a generation that has passed end the transaction; a plain commit is only refused
+        if group.settled() is Outcome.LATER:
+            return Outcome.LATER
         try:
             self._send_offsets(boundaries, group, limit)
             self._step(self._producer.commit_transaction, limit)

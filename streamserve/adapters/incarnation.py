@@ -86,7 +86,7 @@ class Incarnations:
             if handle is None
             else PackedReader(consumer, handle, topic, epoch, rows, where)
         )
-        member = Member(consumer, where)
+        member = Member(consumer, lambda: self._log.position, where)
         return Incarnation(consumer, reader, member, Ownership(self._clients, self._log, who, member), emitter)
 
     def _emitter(self, transactional_id: str | None) -> Emitter:

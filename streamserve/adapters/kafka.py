@@ -40,6 +40,7 @@ FETCH_BACKOFF_MS = 10
 POLL_S = 0.05
 FIRST_ASK_S = 0.5  # how long the first question waits; a connection that is being made goes on meanwhile
 SESSION_TIMEOUT_MS = 6000  # a killed worker's partitions move within 4 s; the default of 45 s is a long outage
+HEARTBEAT_MS = 500  # members hear of a rebalance by the next one, twice in a cooperative one
 ADVICE = {
     KafkaError._AUTHENTICATION: "check sasl.username and sasl.password in STREAMSERVE_KAFKA_CONFIG",  # noqa: SLF001
     KafkaError._SSL: "check ssl.ca.location and the broker's certificate",  # noqa: SLF001
@@ -137,7 +138,7 @@ class Clients:
             group,
             partition_assignment_strategy="cooperative-sticky",
             session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=SESSION_TIMEOUT_MS // 4,
+            heartbeat_interval_ms=HEARTBEAT_MS,
         )
         return self._open_with_handle(lambda config: Consumer(config, logger=LOG), config)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -42,10 +42,15 @@ LATER = frozenset(
 
 
 class Member:
-    """A `Membership`. where: the broker, for errors."""
+    """A `Membership`.
 
-    def __init__(self, consumer: Consumer, where: str) -> None:
-        self._consumer, self._where = consumer, where
+    Args:
+        position: how far the progress log was read.
+        where: the broker, for errors.
+    """
+
+    def __init__(self, consumer: Consumer, position: Callable[[], int], where: str) -> None:
+        self._consumer, self._position, self._where = consumer, position, where
 
     def metadata(self) -> object:
         return self._consumer.consumer_group_metadata()
@@ -53,17 +58,22 @@ class Member:
     def commit(self, boundaries: Sequence[Boundary]) -> Outcome:
         return self._commit([TopicPartition(b.topic, b.partition, b.stop) for b in boundaries])
 
-    def confirm(self, position: int) -> None:
-        """Does the group still know this member? A commit that its coordinator checks, of an offset that nobody uses.
+    def settled(self) -> Outcome:
+        """Does the group know this member, and under its present generation? LATER: the group is on the move.
 
-        A member may commit an offset of a topic that it does not read, here the progress log's; one whose session has
-        expired is refused.
+        Asked by a commit that its coordinator checks, of an offset that nobody uses: a member may commit one of a topic
+        that it does not read, here the progress log's; one whose session has expired is refused.
+        """
+        return self._commit([TopicPartition(PROGRESS, 0, self._position())])
+
+    def confirm(self) -> None:
+        """Return once the group confirms that this is a member.
 
         Raises:
             StartAnewError: no, or it can't be told.
         """
         deadline = time.monotonic() + CONFIRM_S
-        while self._commit([TopicPartition(PROGRESS, 0, position)]) is Outcome.LATER:
+        while self.settled() is Outcome.LATER:
             if time.monotonic() > deadline:
                 raise StartAnewError("the group does not confirm that this worker is a member")
             time.sleep(RETRY_S)

@@ -61,7 +61,7 @@ class Ownership:
         )
         epoch = self._log.append(record)
         self._log.wait_for(epoch)
-        self._member.confirm(self._log.position)
+        self._member.confirm()
         self._fence(self._log.predecessors([(topic, p) for p in partitions], epoch))
         return epoch
 

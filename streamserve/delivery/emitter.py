@@ -51,6 +51,14 @@ class Membership(Protocol):
         """
         ...
 
+    def settled(self) -> Outcome:
+        """DONE: the group knows this member under its present generation. LATER: it is on the move.
+
+        Raises:
+            StartAnewError, BrokerError: as `commit` does.
+        """
+        ...
+
     def metadata(self) -> object:
         """Who this member is, as of now: goes with offsets into a transaction."""
         ...
