@@ -303,6 +303,7 @@ class Intake:
 
     def _read_again(self, consumer: Consumer) -> None:
         """After an abort: what is read from here on counts; what was read before, in this turn too, does not."""
+        led = []
         for place, offset in self.custody.rewound.items():
             try:
                 consumer.seek(TopicPartition(*place, offset))
@@ -310,7 +311,9 @@ class Intake:
                 LOG.info("%s-%d is led back in a moment: %s", *place, error.args[0].str())
                 continue
             self.custody.led_back(place)
-            LOG.warning("%s-%d is read again from the last commit", *place)
+            led.append(place[1])
+        if led:
+            LOG.warning("partitions %s are read again from the last commit", sorted(led))
 
     def _finish(self, life: Incarnation) -> None:
         """The end that a signal asked for: exit code 0 says that everything in flight was committed.
