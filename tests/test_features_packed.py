@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from streamserve.features import packed, rows
 from streamserve.features.buffers import Texts
 from streamserve.features.catalogue import Catalogue
+from streamserve.features.columns import to_column
 from streamserve.features.rows import SEPARATOR, Answer, Keys, StoredRows, event_keys, row_key
 from streamserve.models.manifest import Input
 from streamserve.models.plan import FeaturePlan
@@ -274,6 +275,49 @@ def test_inputs_and_statuses_have_the_same_bits(events, data):
     assert made.rejects == expected.rejects
 
 
+# The last is rounded up as it is, and down if it is made a double first
+EDGES = (0, 1, -1, 127, -128, 255, 2**16 - 1, 2**32 - 1, 2**24 + 1, -(2**63), 2**63 - 1, 2**63 + 2**62, 2**64 - 1,
+         2**60 + 2**36 + 1)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*WHOLE.values(), pa.float32(), pa.float64(), pa.bool_()], ids=str)
+def test_the_numbers_at_the_ends_of_a_type_are_rounded_alike(kind):
+    if pa.types.is_integer(kind):
+        about = np.iinfo(kind.to_pandas_dtype())
+        values = [one for one in EDGES if about.min <= one <= about.max]
+    elif pa.types.is_boolean(kind):
+        values = [True, False, True]
+    else:
+        values = [0.1, -0.0, 1e300, -1e300, 1e-300, float("inf"), float("nan"), 16_777_217.0, 2**60 + 2**36 + 1.0]
+    for some in (values, [None, *values, None]):
+        array = pa.array([some[0], *some, some[0]], pa.float64() if pa.types.is_floating(kind) else kind)
+        events = batch_of({"x": array.cast(kind, safe=False)})
+        there = to_column(events.columns.column(0))
+        with np.errstate(over="ignore"):
+            expected = there.values.astype(np.float32)
+        if there.valid is not None:
+            expected[~there.valid] = -0.0
+        found = texts_of(events).numbers(packed.Fields([("x", -0.0)]))
+        assert found[:, 0].tobytes() == expected.tobytes()
+
+
+TIMES_OF_ALL_KINDS = [
+    pa.date32(), pa.date64(), *map(pa.time32, ("s", "ms")), *map(pa.time64, ("us", "ns")),
+    *(kind(unit) for kind in (pa.timestamp, pa.duration) for unit in ("s", "ms", "us", "ns")),
+    pa.timestamp("ms", "Europe/Berlin"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TIMES_OF_ALL_KINDS, ids=str)
+def test_times_of_all_kinds_are_whole_numbers(kind):
+    stored = pa.int32() if kind.bit_width == 32 else pa.int64()
+    values = [-1, 0, 16_777_217, 2**31 - 1, -(2**31)]
+    events = batch_of({"x": pa.array([0, *values, None, 0], stored).view(kind)})
+    expected = [*np.array(values).astype(np.float32).tolist(), -7.0]
+    assert texts_of(events).numbers(packed.Fields([("x", -7.0)]))[:, 0].tolist() == expected
+    assert to_column(events.columns.column(0)).values.tolist() == [*values, 0]
+
+
 @pure
 @given(st.lists(TEXTS, max_size=12), st.lists(st.none() | TEXTS, min_size=2, max_size=12))
 def test_words_have_the_same_codes(vocabulary, values):
@@ -289,24 +333,37 @@ def test_a_word_that_no_event_can_have_does_no_harm():
     assert texts_of(batch_of({"a": pa.array(["", "x", "?", ""])})).codes("a", words).tolist() == [3, 1]
 
 
-@pytest.mark.parametrize("zone", ZONES[1:])
-def test_the_clock_changes_in_the_very_millisecond(zone):
-    """A year's quarters of an hour, each with the millisecond before it; in 1972 one zone had odd seconds."""
-    topology = Topology(
+def clock_of(zone):
+    return Topology(
         name="t", model="m", features=(parts("at", "minute", "hour", "weekday", tz=zone),),
         outputs={"y": output("y", column=0)}, source=Source("events", schema="event.avsc", format="json"),
     )  # fmt: skip
-    catalogue = Catalogue(topology)
 
-    def read(events):
-        found = open_columns(catalogue, events, [], Everything())
-        return [found.column(part).values.tolist() for part in ("minute", "hour", "weekday")]
 
+def parts_of(topology, times):
+    found = open_columns(Catalogue(topology), batch_of({"at": times}), [], Everything())
+    return [found.column(part).values.tolist() for part in ("minute", "hour", "weekday")]
+
+
+@pytest.mark.parametrize("unit", TIMED)
+@pytest.mark.parametrize("zone", ZONES[:2])
+def test_times_of_all_units_have_the_same_parts(unit, zone):
+    """Before 1970 and after, with what is finer than a millisecond cut off downwards."""
+    per_s = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    random = np.random.default_rng(7)
+    for low in (-(10**9), 0, 10**9):
+        values = random.integers(low * per_s, (low + 10**9) * per_s, 500)
+        made, expected = both(partial(parts_of, clock_of(zone), pa.array(values, pa.timestamp(unit))))
+        assert made == expected
+
+
+@pytest.mark.parametrize("zone", ZONES[1:])
+def test_the_clock_changes_in_the_very_millisecond(zone):
+    """A year's quarters of an hour, each with the millisecond before it; in 1972 one zone had odd seconds."""
     for year in (1972, 2013):
         start = int(dt.datetime(year, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
         quarters = start + np.arange(366 * 96, dtype=np.int64) * 900_000
         times = np.sort(np.concatenate([quarters - 1, quarters]))
-        for first in (0, *range(0, len(times) - 40, 1_000)):
-            few = times if first == 0 else times[first : first + 40]
-            made, expected = both(partial(read, batch_of({"at": pa.array(few, pa.timestamp("ms"))})))
+        for few in (times, *(times[first : first + 40] for first in range(0, len(times) - 40, 1_000))):
+            made, expected = both(partial(parts_of, clock_of(zone), pa.array(few, pa.timestamp("ms"))))
             assert made == expected
