@@ -46,7 +46,7 @@ class ExactlyOnceEmitter:
 
     def __init__(self, output: Output, transactional_id: str) -> None:
         self._output, self._producer = output, output.producer
-        self._open = False
+        self._open = self._unsettled = False
         self._aborts = 0
         self._spoilt_by: KafkaError | None = None
         try:
@@ -85,8 +85,9 @@ class ExactlyOnceEmitter:
     def commit(self, boundaries: Sequence[Boundary], group: Membership, limit: float) -> Outcome:
         if self.spoilt:
             return Outcome.ABORTED
-        # Offsets that come under a generation that has passed end the transaction; a plain commit is only refused
-        if group.settled() is Outcome.LATER:
+        # Offsets that come under a generation that has passed end the transaction; a plain commit is only refused. But
+        # it takes as long as all the rest, so it is asked for only after such an end.
+        if self._unsettled and group.settled() is Outcome.LATER:
             return Outcome.LATER
         try:
             self._send_offsets(boundaries, group, limit)
@@ -95,10 +96,11 @@ class ExactlyOnceEmitter:
             error = raised.args[0]
             self._raise_if_over(error)
             if error.txn_requires_abort():
+                self._unsettled = True
                 self._spoil(error)
                 return Outcome.ABORTED
             raise broker_error(error, f"{self._output.where}, committing a transaction") from None
-        self._open, self._aborts = False, 0
+        self._open, self._unsettled, self._aborts = False, False, 0
         return Outcome.DONE
 
     def _send_offsets(self, boundaries: Sequence[Boundary], group: Membership, limit: float) -> None:
