@@ -107,7 +107,9 @@ def test_reading_pauses_and_goes_on(project: Project):
     wait_until(lambda: worker.get("/ready")[0] == 503, what="the brake")
     assert "became dead letters" in json.loads(worker.get("/ready")[1])["why"]
     assert worker.metric("streamserve_in_trouble") == 1
-    assert WINDOW <= worker.metric("streamserve_dead_letters_total") <= WINDOW + 4 * 200 + PROBE_ROWS
+    letters = "streamserve_dead_letters_total"
+    wait_until(lambda: worker.metric(letters) >= WINDOW, what="the dead letters of what was in flight")
+    assert worker.metric(letters) <= WINDOW + 4 * 200 + PROBE_ROWS
     assert worker.stop() == 0, worker.log.read_text()
 
     through = project.worker(file, STREAMSERVE_DEAD_LETTER_SHARE="1")
@@ -119,6 +121,7 @@ def test_reading_pauses_and_goes_on(project: Project):
     good = [Record(f"k{n}".encode(), json.dumps({"id": str(n), "sensor": "s"}).encode()) for n in range(3000)]
     mended = project.worker(file, **few)
     broker.produce("braked.events", bad)
+    wait_until(lambda: mended.get("/ready")[0] == 503, what="the brake")
     broker.produce("braked.events", good)
     wait_until(lambda: mended.metric("streamserve_predictions_total") == len(good), 60, "the good events")
     assert "events are scored again" in mended.log.read_text()

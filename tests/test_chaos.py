@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+ONCE = ("--delivery", "exactly_once")
 SECONDS = 300.0  # it takes 40 on a machine of its own
 
 
@@ -31,7 +32,7 @@ def processes_of(folder: Path) -> list[str]:
 def test_a_short_run_loses_nothing_and_leaves_nothing(tmp_path):
     """Two faults: one at an exact place of a commit."""
     file = tmp_path / "result.json"
-    command = [sys.executable, "-m", "chaos", "--faults", "2", "--seed", "11", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "chaos", "--faults", "2", "--seed", "11", "--folder", str(tmp_path), *ONCE]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     done = subprocess.run(
         [*command, "--json", str(file)], cwd=tmp_path, env=environ, capture_output=True, text=True,

@@ -388,8 +388,9 @@ class TestReplay:
         assert sorted(one.value for one in desk.replay(*words)) == [b"late%d" % n for n in range(5)]
 
     def test_a_limit_takes_the_oldest_and_the_next_goes_on_behind_them(self, desk):
-        for n in range(12):  # one by one, so that their times are in order
+        for n in range(12):
             desk.dead(Record(b"k%d" % n, b"%02d" % n, None, 0, offset=n))
+            next_millisecond()  # so that their times are in order
         words: list[str] = []
         seen: list[bytes] = []
         for _ in range(3):
@@ -494,9 +495,9 @@ class TestReplay:
 
     def test_what_was_too_late_for_a_replay_is_where_the_next_begins(self, desk):
         desk.dead(Record(b"k", b"early"))
-        time.sleep(0.005)  # so that the moment is between two milliseconds
+        next_millisecond()
         moment = iso_now()
-        time.sleep(0.005)
+        next_millisecond()
         desk.dead(Record(b"k", b"late", offset=9))
         told = desk.run("replay", "--yes", "--until", moment)
         words = shlex.split(told.splitlines()[-1].partition(": ")[2])
@@ -539,9 +540,9 @@ class TestFilters:
         for partition in (0, 1):
             dead(partition, "decode", "WrongMagic")
             dead(partition, "score", "NotFinite")
-        time.sleep(0.005)  # so that the moment is between two milliseconds
+        next_millisecond()
         desk.moment = iso_now()
-        time.sleep(0.005)
+        next_millisecond()
         for partition in (0, 1):
             dead(partition, "enrich", "NotFinite")
         return desk
@@ -585,6 +586,12 @@ class TestFilters:
         assert "no partition 7" in mixed.error("list", "--partition", 7).what
         assert "no partition 7" in mixed.error("replay", "--offsets", "7:1-").what
         assert "no ISO time" in mixed.error("list", "--until", "tomorrow").what
+
+
+def next_millisecond() -> None:
+    """Return when the clock, as records are stamped by it, shows another time."""
+    now = time.time_ns() // 1_000_000
+    wait_until(lambda: time.time_ns() // 1_000_000 > now + 1)
 
 
 def iso_now() -> str:
