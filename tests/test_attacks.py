@@ -82,7 +82,7 @@ class Told:
 class Sent:
     """An emitter that has everything."""
 
-    spoilt = False
+    spoilt = transactional = False
 
     def send(self, batch):
         pass

@@ -20,7 +20,7 @@ FLUSH_SLICE_S = 0.5  # how long a flush waits before it looks whether the worker
 class AtLeastOnceEmitter:
     """An `Emitter`."""
 
-    spoilt = False
+    spoilt = transactional = False
 
     def __init__(self, output: Output) -> None:
         self._output = output

@@ -44,6 +44,8 @@ class ExactlyOnceEmitter:
         BrokerError: (from the constructor) the broker does not let us begin.
     """
 
+    transactional = True
+
     def __init__(self, output: Output, transactional_id: str) -> None:
         self._output, self._producer = output, output.producer
         self._open = self._unsettled = False
@@ -75,6 +77,10 @@ class ExactlyOnceEmitter:
             error = self._output.write(batch)
         except KafkaException as raised:
             error = raised.args[0]
+        except BaseException:
+            # A part of the batch may be in the transaction, and its offsets are not
+            self._spoil(KafkaError(KafkaError._FAIL))  # noqa: SLF001
+            raise
         if error is not None:
             self._spoil(error)
 

@@ -235,11 +235,13 @@ class Intake:
     def _end(self, life: Incarnation) -> None:
         """The reader's end comes before the consumer's, whose last callbacks let its partitions go in good order."""
         life.reader.close()
-        life.consumer.close()
-        life.end("it was closed")
-        self.custody.drop(self.custody.owner_epochs())
-        self._life = None
-        life.emitter.close()
+        try:
+            life.consumer.close()
+        finally:
+            life.end("it was closed")
+            self.custody.drop(self.custody.owner_epochs())
+            self._life = None
+            life.emitter.close()
 
     def _current_epoch(self) -> int:
         return self.custody.epoch
@@ -378,7 +380,9 @@ class Intake:
         deadline = time.monotonic() + self._settings.drain_timeout
         if not self._drained() and not self._abandoned:
             LOG.error("batches are still in flight; they will be scored again")
-        epochs = self.custody.hand_over(places, lambda: self._abandoned or self._commit_until(life, deadline))
+        epochs = self.custody.hand_over(
+            places, life.emitter, lambda: self._abandoned or self._commit_until(life, deadline)
+        )
         if epochs and not self._abandoned:
             try:
                 life.ownership.release(self._topic, {partition: epoch for (_, partition), epoch in epochs.items()})

@@ -109,12 +109,18 @@ class Custody:
             self._gate.open([partition])
 
     def hand_over(
-        self, partitions: Iterable[TopicPartition], commit: Callable[[], object]
+        self, partitions: Iterable[TopicPartition], emitter: Emitter, commit: Callable[[], object]
     ) -> dict[TopicPartition, int]:
-        """Commit, and let go of partitions; nothing is sent between the two. Returns the claims that end with it."""
+        """Commit, and let go of partitions; nothing is sent between the two. Returns the claims that end with it.
+
+        What could not be committed of them must not be seen with a later commit, that of their neighbours.
+        """
         gone = list(partitions)
         with self._whole:
             commit()
+            left = {(b.topic, b.partition) for b in self._ledger.boundaries()}
+            if emitter.transactional and not left.isdisjoint(gone):
+                self._rewind(emitter)
             epochs = self.owner_epochs()
             self.drop(gone)
         return {partition: epochs[partition] for partition in gone if partition in epochs}

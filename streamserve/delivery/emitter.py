@@ -68,6 +68,11 @@ class Emitter(Protocol):
     """One incarnation's output. Its caller serialises the calls, but for `stop`."""
 
     @property
+    def transactional(self) -> bool:
+        """What is sent is seen only with a commit, all of it or nothing."""
+        ...
+
+    @property
     def spoilt(self) -> bool:
         """What was sent since the last commit can't be committed any more."""
         ...
