@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.control import fold
-from streamserve.errors import BrokerError, ControlError, TopicError
+from streamserve.errors import BrokerError, TopicError
 
 CONTROL = "streamserve.control"
 PROGRESS = "streamserve.progress"
@@ -119,28 +119,45 @@ def read_state(clients: Clients, topology: str) -> fold.State:
         reader.close()
 
 
+class LogWriter:
+    """Appends to a log, one record at a time. seconds: what the broker may take for one."""
+
+    def __init__(self, clients: Clients, topic: str, seconds: float) -> None:
+        self._topic, self._seconds = topic, seconds
+        self._where = f"{clients.bootstrap} topic {topic}"
+        self._producer: Producer = clients.producer(message_timeout_ms=int(seconds * 1000), linger_ms=0)
+
+    def append(self, value: bytes, key: str) -> int:
+        """Write a record, and wait until the broker has it; returns its offset.
+
+        Raises:
+            BrokerError: it did not take it in time.
+        """
+        outcome: list[tuple[KafkaError | None, int]] = []
+        self._producer.produce(
+            self._topic,
+            value,
+            key,
+            partition=0,
+            on_delivery=lambda error, message: outcome.append((error, message.offset())),
+        )
+        self._producer.flush(self._seconds + 1)
+        if not outcome:
+            raise BrokerError(
+                "the broker did not acknowledge the record in time",
+                where=self._where,
+                mend="send it again: a command of the same id is carried out once",
+            )
+        error, offset = outcome[0]
+        if error is not None:
+            raise broker_error(error, self._where)
+        return offset
+
+
 def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL) -> int:
     """Write one record to a log and wait for the broker; returns its offset.
 
     Raises:
         BrokerError: the broker did not acknowledge it.
     """
-    outcome: list[tuple[KafkaError | None, int]] = []
-    producer = clients.producer(message_timeout_ms=int(clients.settings.start_timeout * 1000), linger_ms=0)
-    producer.produce(
-        topic,
-        value,
-        key,
-        partition=0,
-        on_delivery=lambda error, message: outcome.append((error, message.offset())),
-    )
-    producer.flush(clients.settings.start_timeout + 1)
-    if not outcome or outcome[0][0] is not None:
-        if outcome and outcome[0][0] is not None:
-            raise broker_error(outcome[0][0], f"{clients.bootstrap} topic {topic}")
-        raise ControlError(
-            "the broker did not acknowledge the command in time",
-            where=clients.bootstrap,
-            mend="send it again: a command of the same id is carried out once",
-        )
-    return outcome[0][1]
+    return LogWriter(clients, topic, clients.settings.start_timeout).append(value, key)

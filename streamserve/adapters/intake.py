@@ -35,6 +35,7 @@ SLOW_COMMIT_S = 5.0  # a commit that takes longer is told to whoever asks whethe
 RETRY_S = 0.2  # until the next try of a commit, where the coordinator moves or starts
 COMMIT_S = 120.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
 LAST_COMMIT_S = 1.0  # what the last commit gets at least
+SETTLED_S = 30.0  # an incarnation that lives so long is none that fails at once
 ANEW_S = (0.2, 5.0)  # between two incarnations, growing: the first pause and the longest
 
 
@@ -78,6 +79,7 @@ class Intake:
         self._stopping = threading.Event()
         self._next_commit = self._last_read = 0.0
         self._committing_since: float | None = None
+        self._began = 0.0
         self._pause = ANEW_S[0]
         self._fruitless_since: float | None = None  # since when no incarnation has taken up a partition
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
@@ -214,7 +216,7 @@ class Intake:
 
     def _begin(self) -> Incarnation:
         life = self._lives.begin(self._current_epoch)
-        self._life, self._committing_since = life, None
+        self._life, self._committing_since, self._began = life, None, time.monotonic()
         self.incarnations += 1
         return life
 
@@ -253,6 +255,8 @@ class Intake:
         if time.monotonic() >= self._next_commit or life.emitter.spoilt:
             self._commit(life)
             self._lag = self._measure_lag(life.consumer)
+            if time.monotonic() - self._began > SETTLED_S:
+                self._fruitless_since = None  # it lasts: there may be no partition for it
         self._read_again(life.consumer)
         for batch in self._read(life):
             with self._state:

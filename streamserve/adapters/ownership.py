@@ -37,6 +37,16 @@ class Identity:
     release: str
     transactional_id: str | None
 
+    def signature(self, topic: str) -> dict[str, str]:
+        """What its every record about a topic carries."""
+        return {
+            "topology": self.topology,
+            "topic": topic,
+            "worker": self.worker,
+            "incarnation": self.name,
+            "release": self.release,
+        }
+
 
 class Ownership:
     def __init__(self, clients: Clients, log: ProgressLog, who: Identity, member: Member) -> None:
@@ -50,16 +60,9 @@ class Ownership:
             BrokerError: the log or a fence did not answer in time.
         """
         who = self._who
-        record = Owned(
-            topology=who.topology,
-            topic=topic,
-            worker=who.worker,
-            incarnation=who.name,
-            release=who.release,
-            partitions=tuple(partitions),
-            transactional_id=who.transactional_id,
+        epoch = self._log.append(
+            Owned(**who.signature(topic), partitions=tuple(partitions), transactional_id=who.transactional_id)
         )
-        epoch = self._log.append(record)
         self._log.wait_for(epoch)
         self._member.confirm()
         self._fence(self._log.predecessors([(topic, p) for p in partitions], epoch))
@@ -90,17 +93,7 @@ class Ownership:
         Raises:
             BrokerError: the log did not take it in time; whoever comes next fences us.
         """
-        who = self._who
-        self._log.append(
-            Released(
-                topology=who.topology,
-                topic=topic,
-                worker=who.worker,
-                incarnation=who.name,
-                release=who.release,
-                owner_epochs=dict(owner_epochs),
-            )
-        )
+        self._log.append(Released(**self._who.signature(topic), owner_epochs=dict(owner_epochs)))
 
     def superseded(self, owner_epochs: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         return self._log.superseded(owner_epochs.items())

@@ -7,16 +7,13 @@ import threading
 import time
 from collections.abc import Iterable
 
-from confluent_kafka import KafkaError, Producer
-
-from streamserve.adapters.control_log import PROGRESS, LogReader, LogRecord
-from streamserve.adapters.kafka import Clients, broker_error
+from streamserve.adapters.control_log import PROGRESS, LogReader, LogRecord, LogWriter
+from streamserve.adapters.kafka import Clients
 from streamserve.delivery.progress import Owned, Progress, Released
 from streamserve.errors import BrokerError
 from streamserve.records import TopicPartition
 
 LOG = logging.getLogger("streamserve.progress")
-POLL_S = 0.02  # how often an append looks for its confirmation
 ASK_S, ANSWER_S = 3.0, 2.0  # a log that stood still for so long is asked for its end; how long the answer may take
 SILENT_S = 10.0
 APPEND_S = 15.0  # what an append may take: beyond it the broker is away, and the worker starts again
@@ -33,7 +30,7 @@ class ProgressLog:
     def __init__(self, clients: Clients, topology: str) -> None:
         self._where = f"{clients.bootstrap} topic {PROGRESS}"
         self._reader = LogReader(clients, PROGRESS)
-        self._producer: Producer = clients.producer(message_timeout_ms=int(APPEND_S * 1000), linger_ms=0)
+        self._writer = LogWriter(clients, PROGRESS, APPEND_S)
         self._changed = threading.Condition()
         self._fold = Progress(topology)
         self._position = 0
@@ -69,21 +66,7 @@ class ProgressLog:
         Raises:
             BrokerError: it did not take it in time.
         """
-        outcome: list[tuple[KafkaError | None, int]] = []
-        self._producer.produce(
-            PROGRESS,
-            record.encode(),
-            record.topology,
-            partition=0,
-            on_delivery=lambda error, message: outcome.append((error, message.offset())),
-        )
-        deadline = time.monotonic() + APPEND_S + 1
-        while not outcome and time.monotonic() < deadline:
-            self._producer.poll(POLL_S)
-        error, offset = outcome[0] if outcome else (KafkaError(KafkaError._TIMED_OUT), -1)  # noqa: SLF001
-        if error is not None:
-            raise broker_error(error, self._where)
-        return offset
+        return self._writer.append(record.encode(), record.topology)
 
     def wait_for(self, offset: int, limit: float = APPEND_S) -> None:
         """Return once the record at this offset was read.
