@@ -128,9 +128,31 @@ class EventBatch:
         return len(self.rows)
 
 
+Scalar = str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A segment of events, by what fields hold, and who answers for it: the candidate, or stable.
+
+    where: (path of an event field, values): an event is in the segment if each of these fields holds one of its values.
+        A field that is null, or is not there, holds none.
+    """
+
+    name: str
+    where: tuple[tuple[str, tuple[Scalar, ...]], ...]
+    candidate: bool
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingEpoch:
-    """What a routing command put in force. `number` is the command's offset in the control log."""
+    """What a routing command put in force. `number` is the command's offset in the control log.
+
+    rules: asked in order before the split; the first one that an event is in decides.
+    killed: versions that must not answer. A candidate among them keeps its weight here: stable answers for its events,
+        with reason KILLED.
+    instead_of: the version that `stable` stands in for since that was killed: all of stable's events have reason KILLED.
+    """
 
     number: int
     stable: str
@@ -138,7 +160,9 @@ class RoutingEpoch:
     weight_bp: int = 0
     salt: str = ""
     rollout_id: str | None = None
+    rules: tuple[Rule, ...] = ()
     killed: frozenset[str] = frozenset()
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
