@@ -151,7 +151,7 @@ class RoutingEpoch:
     rules: asked in order before the split; the first one that an event is in decides.
     killed: versions that must not answer. A candidate among them keeps its weight here: stable answers for its events,
         with reason KILLED.
-    instead_of: the version that `stable` stands in for since that was killed: all of stable's events have reason KILLED.
+    instead_of: the version that `stable` stands in for since that was killed: its events have reason KILLED.
     """
 
     number: int
@@ -167,9 +167,9 @@ class RoutingEpoch:
 
 @dataclass(frozen=True, slots=True)
 class Cutover:
-    """From `offset` on, this partition is routed by the epoch at `index` of `ControlView.epochs`."""
+    """From `offset` on, this partition is routed by control epoch `epoch`."""
 
-    index: int
+    epoch: int
     offset: int
 
 
@@ -198,6 +198,14 @@ class ControlView:
             at = np.searchsorted([c.offset for c in cuts], offsets[here], side="right")
             found[here] = np.array([0, *(c.index for c in cuts)], np.intp)[at]
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A batch on its way to be scored, with the view that routes it: fixed when it was handed over."""
+
+    raw: RawBatch
+    view: ControlView
 
 
 @dataclass(frozen=True, slots=True)

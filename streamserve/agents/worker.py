@@ -23,7 +23,7 @@ from typing import Any
 
 from streamserve import __version__
 from streamserve.adapters.batch_topic import App, batches, make_app
-from streamserve.adapters.control_log import LogReader
+from streamserve.adapters.control_state import Control
 from streamserve.adapters.incarnation import Incarnations
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
@@ -36,7 +36,6 @@ from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
 from streamserve.agents.scoring import Scoring
 from streamserve.agents.web import Health, add_pages
-from streamserve.control import fold
 from streamserve.errors import ControlError, SettingsError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
@@ -45,7 +44,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, RawBatch
+from streamserve.records import ControlView, RawBatch, Routed
 from streamserve.settings import Settings
 from streamserve.simulate.describe import check_features
 from streamserve.simulate.load import load_schema
@@ -84,18 +83,18 @@ class Worker:
         if topology.views:
             self._store.check()
             self.health.store = self._store.reading
-        self._log = LogReader(self._clients)
-        self._state = self._fold_to_end(catalogue)
         self._progress = ProgressLog(self._clients, topology.name)
+        self._control = Control(self._clients, topology.name, self._progress)
+        self._check_control(catalogue)
         versions = LoadedVersions(
             Registry(settings.registry),
             catalogue,
             schema,
             partial(OnnxSession, settings=SessionSettings.of(settings)),
             warm_rows=(1, settings.batch_rows),
-            pinned=lambda: dict(self._state.manifests),
+            pinned=lambda: dict(self._control.state.manifests),
         )
-        for epoch in self._state.epochs:
+        for epoch in self._control.state.epochs:
             versions.get(epoch.stable)
         ids = schema_ids(settings)
         predictions = topology.topic("predictions")
@@ -116,6 +115,7 @@ class Worker:
             Incarnations(self._clients, topology, group, self._progress, limits),
             topology,
             settings,
+            self._control,
             lambda topic: self._clients.partitions(admin, topic),
             self._hand_over,
             self._fail,
@@ -124,7 +124,6 @@ class Worker:
         self._scoring = Scoring(
             pipeline,
             self._intake,
-            control=self._view,
             record=self.metrics.record,
             on_failure=self._fail,
             in_flight=settings.batches_in_flight,
@@ -133,10 +132,8 @@ class Worker:
 
     # ---- control
 
-    def _fold_to_end(self, catalogue: Catalogue) -> fold.State:
-        state = fold.State(self.topology.name)
-        for record in self._log.to_end():
-            state = self._step(state, record.offset, record.value)
+    def _check_control(self, catalogue: Catalogue) -> None:
+        state = self._control.state
         if not state.initialised:
             raise ControlError(
                 f"no version of {self.topology.name} is in force: the control log has no init of it",
@@ -152,18 +149,8 @@ class Worker:
             )
         if state.fingerprint and state.fingerprint != catalogue.fingerprint():
             LOG.warning("the topology file changed since init; versions are compared feature by feature")
-        return state
 
-    def _step(self, state: fold.State, offset: int, value: bytes | None) -> fold.State:
-        state, outcome = fold.step(state, offset, value)
-        if outcome.rejection is not None:
-            LOG.warning("control %d rejected: %s %s", offset, outcome.rejection.value, outcome.detail)
-        return state
-
-    def _view(self) -> ControlView:
-        return self._state.view()
-
-    def _follow(self, log: LogReader | ProgressLog, read: Callable[[], None]) -> None:
+    def _follow(self, log: Control | ProgressLog, read: Callable[[], None]) -> None:
         try:
             while not self._closing.is_set():
                 read()
@@ -173,17 +160,15 @@ class Worker:
             log.close()
 
     def _read_control(self) -> None:
-        for record in self._log.poll(CONTROL_POLL_S):
-            self._state = self._step(self._state, record.offset, record.value)
-            if self._closing.is_set():  # a log that never comes to its end is no reason to stay
-                break
+        # A log that never comes to its end is no reason to stay
+        self._control.read(CONTROL_POLL_S, until=self._closing.is_set)
 
     # ---- between the threads
 
-    def _hand_over(self, batch: RawBatch) -> None:
+    def _hand_over(self, batch: RawBatch, view: ControlView) -> None:
         assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
         self.metrics.took(batch)
-        self._topic.hand_over(batch, self._loop)
+        self._topic.hand_over(Routed(batch, view), self._loop)
 
     def _fail(self, error: BaseException) -> None:
         """From any thread: stop the worker with this error; what is not committed will be scored again."""
@@ -264,7 +249,7 @@ class Worker:
         followers = [
             threading.Thread(target=self._follow, args=args, name=name, daemon=True)
             for name, *args in (
-                ("control", self._log, self._read_control),
+                ("control", self._control, self._read_control),
                 ("progress", self._progress, self._progress.read),
             )
         ]
@@ -273,7 +258,12 @@ class Worker:
         self._intake.start()
         self.health.serving = True
         pages = f"http://{self.settings.web_host}:{self._app.conf.web_port}"
-        LOG.info("serving %s, control epoch %d, pages at %s", self.topology.name, self._state.epochs[-1].number, pages)
+        LOG.info(
+            "serving %s, control epoch %d, pages at %s",
+            self.topology.name,
+            self._control.state.epochs[-1].number,
+            pages,
+        )
         await self._stop.wait()
         self.health.serving = False
         self._intake.stop()

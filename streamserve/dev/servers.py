@@ -62,8 +62,8 @@ offsets.topic.num.partitions=8
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
-# A coordinator reads its log when it starts: compacted early, that takes a moment. Kafka 4.1 to 4.4 may serve a group from
-# half a log where that takes longer than a broker that was killed takes to come back (docs/delivery.md, condition 4).
+# A coordinator reads its log when it starts: compacted early, that takes a moment. Where it takes longer than a killed
+# broker takes to come back, Kafka 4.1 to 4.4 may serve a group from half a log (docs/delivery.md, condition 4).
 offsets.topic.segment.bytes=131072
 transaction.state.log.segment.bytes=131072
 share.coordinator.state.topic.replication.factor=1
