@@ -141,8 +141,28 @@ def growth(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def memory(found: Mapping[str, Any]) -> Figure:
+    """Resident size against the events that have gone through, from zero."""
+    figure, axes = plt.subplots(figsize=(8.6, 3.2), layout="constrained")
+    for colour, (name, one) in zip((BLUE, GREEN), found["runs"].items(), strict=True):
+        events, mib = zip(*one["samples"], strict=True)
+        axes.plot([done / 1e6 for done in events], mib, color=colour, linewidth=1.8, label=name)
+    axes.set_xlim(0, found["events"] / 1e6)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.set_xlabel("million events")
+    axes.set_ylabel("resident, MiB")
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
 def _short(value: int) -> str:
     return f"{value / 1000:g} k" if value >= 1000 and value % 100 == 0 else f"{value:,}"
 
 
-CHARTS: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"contest": contest, "latency": latency, "growth": growth}
+CHARTS: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
+    "contest": contest,
+    "latency": latency,
+    "growth": growth,
+    "memory": memory,
+}

@@ -114,16 +114,16 @@ def offer(world: World, worker: Worker, window: Window) -> dict[str, object]:
     arrivals = world.topology.parent / "arrivals.npy"
     bootstrap = world.project.endpoints.bootstrap
     limit = AHEAD_S + window.warm + window.seconds + DRAIN_S
-    checker = _start(
+    checker = child(
         world, "bench.checker", bootstrap, f"{world.name}.predictions", window.skip, window.count, arrivals, limit
     )
     try:
-        _expect_ready(checker)
+        expect_ready(checker)
         start_ns = time.monotonic_ns() + int(AHEAD_S * 1e9)
         words = (bootstrap, world.topic, world.sample, window.rate, window.skip, window.count, start_ns)
-        generator = _start(world, "bench.generator", *words)
+        generator = child(world, "bench.generator", *words)
         before, after = _watch(worker, start_ns, window)
-        generated, checked = _finish(generator), _finish(checker)
+        generated, checked = finish(generator), finish(checker)
     finally:
         checker.kill()
         checker.wait()
@@ -164,22 +164,22 @@ def _watch(worker: Worker, start_ns: int, window: Window) -> tuple[Reading, Read
     return found[0], found[1]
 
 
-def _start(world: World, module: str, *words: object) -> subprocess.Popen[str]:
+def child(world: World, module: str, *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", module, *map(str, words)]
     return subprocess.Popen(
         command, cwd=Path(world.project.folder), env=world.project.environ, stdout=subprocess.PIPE, text=True
     )
 
 
-def _expect_ready(checker: subprocess.Popen[str]) -> None:
+def expect_ready(checker: subprocess.Popen[str]) -> None:
     assert checker.stdout is not None  # noqa: S101
     if checker.stdout.readline().strip() != "ready":
         raise RuntimeError("the checker did not get ready")
 
 
-def _finish(child: subprocess.Popen[str]) -> dict[str, float]:
-    said, _ = child.communicate()
-    if child.returncode:
-        raise RuntimeError(f"{child.args!r} ended with {child.returncode}")
+def finish(of: subprocess.Popen[str]) -> dict[str, float]:
+    said, _ = of.communicate()
+    if of.returncode:
+        raise RuntimeError(f"{of.args!r} ended with {of.returncode}")
     found: dict[str, float] = json.loads(said.splitlines()[-1])
     return found

@@ -34,12 +34,13 @@ class Scale:
     warm_s: float = 4.0
     seconds: float = 15.0
     growth: int = 400_000
+    memory: int = 10_000_000
     axes: Mapping[str, int] = field(default_factory=lambda: {"size": 5})  # axis: its first so many values; else three
 
 
 QUICK = Scale(
     flights=120_000, loop=25_000, faust=2_500, avro=16_000, json=6_000,
-    settle_s=6.0, warm_s=1.0, seconds=3.0, growth=60_000,
+    settle_s=6.0, warm_s=1.0, seconds=3.0, growth=60_000, memory=150_000,
     axes={"features": 2, "views": 1, "partitions": 1, "size": 1, "workers": 1},
 )  # fmt: skip
 QUICK_RATES = (1_000.0, 10_000.0)
@@ -131,12 +132,33 @@ def growth(project: Project, options: Options) -> Results:
     return run(project, options.times, options.scale.growth, axes, tell)
 
 
+def restart(project: Project, options: Options) -> Results:
+    """How long a partition pauses in a planned restart."""
+    from bench.flights import prepare
+    from bench.restart import restart as run
+
+    return run(prepare(project, "bench-restart", 0), options.times, tell)
+
+
+def memory(project: Project, options: Options) -> Results:
+    """Resident size over many events; one round, whatever is asked: it is long."""
+    from bench.flights import prepare
+    from bench.memory import memory as run
+
+    world = prepare(project, "bench-memory", options.scale.memory)
+    found = run(world, tell)
+    project.drop(world.topic)
+    return found
+
+
 PARTS: dict[str, Part] = {
     "contest": contest,
     "uniform": uniform,
     "vectors": vectors,
     "latency": latency,
     "growth": growth,
+    "memory": memory,
+    "restart": restart,
 }
 
 

@@ -158,6 +158,36 @@ def growth(found: Found) -> dict[str, str]:
     return {"growth": table(("what grows", "bytes an event", "CPU, us an event", "events/s"), rows)}
 
 
+def memory(found: Found) -> dict[str, str]:
+    head = ("contestant", f"MiB after {found['events'] // 10:,}", f"MiB after {found['events']:,}", "change")
+    rows = [
+        (name, f"{one['tenth']:,.0f}", f"{one['whole']:,.0f}", f"{one['whole'] / one['tenth'] - 1:+.1%}")
+        for name, one in found["runs"].items()
+    ]
+    return {"memory": table(head, rows)}
+
+
+def restart(found: Found) -> dict[str, str]:
+    head = (
+        "two of them, one stops and starts",
+        "pause when it leaves, ms",
+        "pause when it joins, ms",
+        "lost",
+        "repeated",
+    )
+    rows = [
+        (
+            name,
+            ranged(pick(runs, "leave_ms"), ",.0f"),
+            ranged(pick(runs, "join_ms"), ",.0f"),
+            f"{sum(pick(runs, 'missing')):,.0f}",
+            f"{sum(pick(runs, 'repeated')):,.0f}",
+        )
+        for name, runs in found["runs"].items()
+    ]
+    return {"restart": table(head, rows)}
+
+
 def about(found: Found) -> str:
     """Machine and versions."""
     said = {**found["machine"], "rounds": str(found["rounds"])}
@@ -172,4 +202,6 @@ PARTS: dict[str, Callable[[Any], dict[str, str]]] = {
     "vectors": vectors,
     "latency": latency,
     "growth": growth,
+    "memory": memory,
+    "restart": restart,
 }

@@ -17,6 +17,7 @@ from chaos.columns import Ints
 ASK_S = 10.0
 PATIENCE_S = 200.0  # what a restart and a recovery of its logs take at most
 PAUSE_S = 0.05
+ANEW_S = 2.0  # a client is never taken down, and a process has room for a thousand
 QUIET = {"log_level": 2, "error_cb": lambda _: None, "reconnect.backoff.max.ms": 500}
 READ = 10_000
 _Found = TypeVar("_Found")
@@ -47,6 +48,7 @@ class Broker:
         self._admin = AdminClient({"bootstrap.servers": self._bootstrap, **QUIET})
         # What is pending in a transaction is not committed: a reader of committed records would be told to wait for it
         self._asker = self.consumer(self._group, "read_uncommitted")
+        self._opened = time.monotonic()
 
     def consumer(self, group: str, isolation: str = "read_committed") -> Consumer:
         """One that joins no group."""
@@ -131,8 +133,9 @@ class Broker:
                 if time.monotonic() > limit:
                     raise
             # A client that has seen the broker die may ask with the old leader's epoch, or nobody, for ever
-            self._former += [self._admin, self._asker]
-            self._open()
+            if time.monotonic() > self._opened + ANEW_S:
+                self._former += [self._admin, self._asker]
+                self._open()
             time.sleep(PAUSE_S)
 
 

@@ -16,7 +16,7 @@ from streamserve.cli.bench import PARTS
 
 sys.path.insert(0, str(ROOT))  # the benchmark is a part of the checkout, not of the package
 
-from bench import docs, flights, growth, run, schedule, tables, vectors
+from bench import docs, flights, growth, memory, restart, run, schedule, tables, vectors
 from bench.measure import Cost
 
 SECOND = schedule.SECOND
@@ -91,6 +91,25 @@ class TestCosts:
         assert "| Kafka client and the rest | 8.00 | 36% |" in tables.stages(found)
 
 
+class TestMemory:
+    def test_memory_after_so_many_events_is_the_median_around_them(self):
+        samples = [(50, 10.0), (95, 20.0), (100, 40.0), (109, 30.0), (120, 90.0)]
+        assert memory.near(samples, 100) == 30.0
+        assert memory.near(samples, 40) == 10.0, "nothing is near: what is nearest"
+
+
+class TestRestart:
+    def test_a_pause_is_the_longest_time_without_an_answer_of_one_partition(self):
+        """Two events in turn for each of two partitions; one partition stays away for half a second."""
+        arrivals = np.arange(40) * 1_000_000 + 1
+        partition = np.arange(40) // 2 % 2
+        arrivals[(partition == 1) & (np.arange(40) >= 20)] += 500_000_000
+        arrivals[39] = 0  # never came
+        pauses = restart.pauses_s(arrivals, 0, 2)
+        assert restart._longest(pauses, 0, 10) == pytest.approx(0.503)
+        assert restart._longest(pauses, 0, 0.4) == pytest.approx(0.003)
+
+
 class TestTables:
     def test_a_range_is_written_where_rounds_differ(self):
         assert tables.ranged([3.0], ".1f") == "3.0"
@@ -117,6 +136,7 @@ class TestTables:
         marked = {match["name"] for match in docs.MARKED.finditer(page)}
         assert marked == {
             "machine", "contest", "stages", "uniform", "latency", "latency-echo", "latency-cost", "growth",
+            "memory", "restart",
             *(f"vectors-{kind}{more}" for kind in ("avro", "json") for more in ("", "-floor")),
         }  # fmt: skip
 

@@ -13,7 +13,7 @@ import click
 import streamserve
 from streamserve.errors import ConfigError
 
-PARTS = ("contest", "uniform", "vectors", "latency", "growth")
+PARTS = ("contest", "uniform", "vectors", "latency", "growth", "memory", "restart")
 
 
 @click.command()
@@ -46,7 +46,7 @@ def bench(
     write_docs: bool,
     earlier: Path | None,
 ) -> None:
-    """Measure what an event costs, how fast it is answered, and how both grow.
+    """Measure what an event costs, how fast it is answered, how both and memory grow, and what a restart pauses.
 
     Runs in a checkout, against a Kafka and a Redis of its own. Nothing else should run on the machine; the whole of
     it takes about half an hour. It measures, and never fails because of a figure.

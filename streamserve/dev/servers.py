@@ -64,8 +64,8 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=4
 # A coordinator reads its log when it starts: compacted early, that takes a moment. Where it takes longer than a killed
 # broker takes to come back, Kafka 4.1 to 4.4 may serve a group from half a log (docs/delivery.md, condition 4).
-offsets.topic.segment.bytes=131072
-transaction.state.log.segment.bytes=131072
+offsets.topic.segment.bytes=1048576
+transaction.state.log.segment.bytes=1048576
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
@@ -78,6 +78,7 @@ log.retention.ms=-1
 log.segment.bytes=134217728
 # Compaction stays on (control topics are compacted); its default buffer takes 128 MB of the heap.
 log.cleaner.dedupe.buffer.size=8388608
+log.cleaner.min.cleanable.ratio=0.1
 # A killed worker's partitions go to the others after 6 s instead of 45 s.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
