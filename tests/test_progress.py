@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
 from streamserve.delivery.ledger import NOBODY
-from streamserve.delivery.progress import CutOver, Owned, Progress, Released
+from streamserve.delivery.progress import CutOver, Form, Owned, Prepared, Progress, Released
 
 pure = settings(deadline=None, derandomize=True, max_examples=200)
 COMMON = {"topology": "t", "topic": "e", "incarnation": "x"}
@@ -91,7 +91,7 @@ def test_what_is_malformed_is_told_and_changes_nothing(value, counts):
     assert fenced(progress, 0, 9) == {"id-a"}
 
 
-@pytest.mark.parametrize("value", [b'{"kind": "prepared"}', b'{"kind": ["owned"]}', owned(0, topology="other"), b"{}"])
+@pytest.mark.parametrize("value", [b'{"kind": "moved"}', b'{"kind": ["owned"]}', owned(0, topology="other"), b"{}"])
 def test_what_is_no_affair_of_ours_is_let_be(value):
     progress, said = fold(value)
     assert said == [None]
@@ -135,6 +135,19 @@ def test_the_epochs_of_a_partition_grow_and_so_do_its_offsets():
 def test_a_cutover_of_another_topology_is_no_affair_of_ours():
     progress, said = fold(owned(0), cutover(7, {0: 5}, {0: 0}, topology="u"))
     assert (cuts(progress, 0), said[1]) == ([], None)
+
+
+def test_what_a_worker_said_last_of_a_version_stands():
+    def said(version: str, worker: str, why_not: str = "") -> bytes:
+        common = {"topology": "t", "incarnation": "x", "worker": worker}
+        return Prepared(**common, version=version, why_not=why_not).encode()
+
+    progress, told = fold(
+        said("v2", "a", "no such file"), said("v2", "a"), said("v2", "b", "tampered"), said("v3", "a")
+    )
+    assert told == [None] * 4
+    assert {worker: one.why_not for worker, one in progress.prepared("v2").items()} == {"a": "", "b": "tampered"}
+    assert progress.prepared("v9") == {}
 
 
 @pure
@@ -198,5 +211,5 @@ def test_the_fold_is_that_of_a_plain_list_of_claims(said):
 
 def test_the_published_schema_of_progress_is_that_of_the_code():
     published = Path(__file__).parent.parent / "schemas" / "streamserve.progress.json"
-    form = TypeAdapter(Annotated[Owned | Released | CutOver, Field(discriminator="kind")])
+    form = TypeAdapter(Annotated[Form, Field(discriminator="kind")])
     assert json.loads(published.read_text()) == form.json_schema()

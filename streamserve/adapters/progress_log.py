@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from streamserve.adapters.control_log import PROGRESS, LogReader, LogRecord, LogWriter
 from streamserve.adapters.kafka import Clients
-from streamserve.delivery.progress import CutOver, Owned, Progress, Released
+from streamserve.delivery.progress import Form, Progress
 from streamserve.errors import BrokerError
 from streamserve.records import Cutover, TopicPartition
 
@@ -60,7 +60,7 @@ class ProgressLog:
         silent = time.monotonic() - self._heard
         return f"the broker has not answered for {silent:.0f} s" if silent > SILENT_S else ""
 
-    def append(self, record: Owned | Released | CutOver) -> int:
+    def append(self, record: Form) -> int:
         """Write a record, and wait until the broker has it; returns its offset.
 
         Raises:

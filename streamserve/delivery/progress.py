@@ -36,7 +36,6 @@ class ProgressRecord(BaseModel):
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     topology: Text
-    topic: Text
     worker: Annotated[str, Field(max_length=300, description="Host and process, for people.")] = ""
     incarnation: Annotated[Text, Field(description="One life of a worker as a member of its group.")]
     release: Annotated[str, Field(max_length=100)] = ""
@@ -45,7 +44,13 @@ class ProgressRecord(BaseModel):
         return self.model_dump_json(exclude_none=True).encode()
 
 
-class Owned(ProgressRecord):
+class OfTopic(ProgressRecord):
+    """What is said about partitions."""
+
+    topic: Text
+
+
+class Owned(OfTopic):
     """From this record's offset on, its owner epoch, these partitions are claimed."""
 
     kind: Literal["owned"] = "owned"
@@ -55,14 +60,14 @@ class Owned(ProgressRecord):
     ] = None
 
 
-class Released(ProgressRecord):
+class Released(OfTopic):
     """Everything that was read of these partitions is committed, or void, and no transaction is open."""
 
     kind: Literal["released"] = "released"
     owner_epochs: dict[Number, Number] = Field(min_length=1, description="By partition, the claim that ends.")
 
 
-class CutOver(ProgressRecord):
+class CutOver(OfTopic):
     """From these offsets on, these partitions are routed by a control epoch; below them nothing changes."""
 
     kind: Literal["cutover"] = "cutover"
@@ -77,7 +82,18 @@ class CutOver(ProgressRecord):
         return self
 
 
-FORMS: Mapping[str, type[Owned | Released | CutOver]] = {"owned": Owned, "released": Released, "cutover": CutOver}
+class Prepared(ProgressRecord):
+    """A worker has loaded a version, warmed it and found it true to its golden set; or why it can't."""
+
+    kind: Literal["prepared"] = "prepared"
+    version: Text
+    manifest: Annotated[str, Field(max_length=64, description="sha256 of its manifest, as it was found.")] = ""
+    why_not: Annotated[str, Field(max_length=2000, description="Empty: it is ready to score.")] = ""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+
+
+Form = Owned | Released | CutOver | Prepared
+FORMS: Mapping[str, type[Form]] = {"owned": Owned, "released": Released, "cutover": CutOver, "prepared": Prepared}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,7 @@ class Progress:
         self._claims: dict[TopicPartition, tuple[Claim, ...]] = {}
         self._latest: dict[TopicPartition, int] = {}
         self._cutovers: dict[TopicPartition, tuple[Cutover, ...]] = {}
+        self._prepared: dict[tuple[str, str], Prepared] = {}
         self.cutover_count = 0
 
     def step(self, offset: int, value: bytes | None) -> str | None:
@@ -125,8 +142,10 @@ class Progress:
         elif isinstance(record, Released):
             for partition, epoch in record.owner_epochs.items():
                 self._release((record.topic, partition), epoch)
-        else:
+        elif isinstance(record, CutOver):
             return self._cut_over(record)
+        else:
+            self._prepared[record.worker, record.version] = record
         return None
 
     def _cut_over(self, record: CutOver) -> str | None:
@@ -164,6 +183,10 @@ class Progress:
     def cutovers(self) -> dict[TopicPartition, tuple[Cutover, ...]]:
         """By partition, in the order of epochs and offsets alike."""
         return dict(self._cutovers)
+
+    def prepared(self, version: str) -> dict[str, Prepared]:
+        """What each worker said last of a version."""
+        return {worker: said for (worker, of), said in self._prepared.items() if of == version}
 
     def before(self, partitions: Iterable[TopicPartition], owner_epoch: int) -> frozenset[str]:
         """The transactional ids of open claims on these partitions that are older than this epoch."""
