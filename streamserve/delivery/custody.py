@@ -39,6 +39,11 @@ class Custody:
     def owner_epochs(self) -> dict[TopicPartition, int]:
         return self._ledger.owner_epochs()
 
+    def begins(self) -> dict[TopicPartition, int]:
+        """Of each partition, the first offset that is not committed."""
+        with self._whole:
+            return self._ledger.begins()
+
     def take(self, begins: Mapping[TopicPartition, int], owner_epoch: int) -> None:
         """Partitions were taken up: where each is read from, and under which owner epoch."""
         with self._whole:

@@ -51,6 +51,17 @@ def starts(due: Due, view: ControlView, routed: Mapping[TopicPartition, int]) ->
     return found
 
 
+def still_needed(view: ControlView, committed: Mapping[TopicPartition, int]) -> frozenset[int]:
+    """The control epochs that may yet route an event: those in force anywhere at or above what is committed."""
+    found = set()
+    for place, offset in committed.items():
+        cuts = view.cutovers.get(place, ())
+        below = [cut.epoch for cut in cuts if cut.offset <= offset]
+        found.add(below[-1] if below else view.epochs[0].number)
+        found.update(cut.epoch for cut in cuts if cut.offset > offset)
+    return frozenset(found)
+
+
 def in_force(
     epochs: Sequence[RoutingEpoch], cutovers: Mapping[TopicPartition, Sequence[Cutover]], place: TopicPartition
 ) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,20 @@ class LoadedVersions:
                 found = self._loaded.get(version) or self._prepare(version)
                 self._loaded[version] = found
         return found
+
+    def ready(self, version: str) -> LoadedVersion | None:
+        """The version if it is loaded and warm; loads nothing."""
+        return self._loaded.get(version)
+
+    def loaded(self) -> frozenset[str]:
+        return frozenset(self._loaded)
+
+    def keep(self, versions: Collection[str]) -> frozenset[str]:
+        """Free all others; returns what was freed. One that is needed again is loaded again."""
+        with self._lock:
+            gone = self.loaded() - frozenset(versions)
+            self._loaded = {name: one for name, one in self._loaded.items() if name not in gone}
+        return gone
 
     def _prepare(self, version: str) -> LoadedVersion:
         model = self._catalogue.topology.model
