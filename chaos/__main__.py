@@ -45,6 +45,7 @@ def main(
     delivery: str,
     rate: float,
     burst: int,
+    *,
     commands: bool,
     given: tuple[str, ...],
     folder: Path | None,

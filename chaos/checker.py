@@ -38,7 +38,9 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """What was found. repeated: records beyond the first of their event, by window. fallbacks: stable's, for a candidate."""
+    """What was found. repeated: records beyond the first of their event, by window. fallbacks: events of a candidate's
+    that stable answered.
+    """
 
     inputs: int = 0
     predictions: int = 0
@@ -194,7 +196,7 @@ def _same(found: Verdict, inputs: Inputs, said: _Output, predictions: Prediction
 
 
 def _lawful(found: Verdict, inputs: Inputs, said: _Output, predictions: Predictions) -> None:
-    """Each was answered by whom the logs name, and for that reason; or by stable, which says that a candidate fell back.
+    """Each was answered by whom the logs name, for that reason; or by stable, which says that a candidate fell back.
 
     What was answered under an older epoch, and again under that of the log, is at-least-once's affair.
     """

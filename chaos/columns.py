@@ -108,5 +108,6 @@ def pick(columns: Answers, rows: NDArray[np.integer]) -> Answers:
     taken = {
         name: one.take(at) if isinstance(one, pa.Array | pa.Table | pa.ChunkedArray) else one[rows]
         for name, one in vars(columns).items()
+        if one is not None
     }
     return replace(columns, **taken)

@@ -147,12 +147,12 @@ class Desk:
         return True
 
     def _pause(self, said: dict[str, Any]) -> bool:
-        return self._set_pause(said, True)
+        return self._set_pause(said, on=True)
 
     def _resume(self, said: dict[str, Any]) -> bool:
-        return self._set_pause(said, False)
+        return self._set_pause(said, on=False)
 
-    def _set_pause(self, said: dict[str, Any], on: bool) -> bool:
+    def _set_pause(self, said: dict[str, Any], *, on: bool) -> bool:
         if not self._mine(said) or self.rollout["candidate"] in self.killed or self.rollout["paused"] == on:
             return False
         self.rollout["paused"] = on
@@ -173,28 +173,29 @@ class Desk:
 
 def cutovers(records: Iterable[Record], topology: str) -> dict[int, list[tuple[int, int]]]:
     """By partition: (control epoch, first offset), of those that count."""
-    latest: dict[int, int] = {}
-    opened: dict[int, list[int]] = {}
+    claims: dict[int, list[int]] = {}  # of each partition, all of them; those that ended stand as -1
     found: dict[int, list[tuple[int, int]]] = {}
     for offset, value in records:
         said = json.loads(value or b"{}")
         if said.get("topology") != topology:
             continue
-        if said["kind"] == "owned":
-            for p in said["partitions"]:
-                latest[p] = offset
-                opened.setdefault(p, []).append(offset)
-        elif said["kind"] == "released":
-            for p, epoch in ((int(p), e) for p, e in said["owner_epochs"].items()):
-                if epoch in opened.get(p, []):
-                    opened[p] = [one for one in opened[p] if one > epoch]
+        for p in said.get("partitions", ()):
+            claims.setdefault(p, []).append(offset)
+        if said["kind"] == "released":
+            for p, epoch in said["owner_epochs"].items():
+                mine = claims.get(int(p), [])
+                ended = mine.index(epoch) if epoch in mine else -1
+                mine[: ended + 1] = [-1] * (ended + 1)
         elif said["kind"] == "cutover":
-            for p, start in ((int(p), o) for p, o in said["offsets"].items()):
-                owner, before = said["owner_epochs"][str(p)], found.setdefault(p, [])
-                rightful = latest.get(p) == owner and owner in opened.get(p, [])
-                if rightful and (not before or (said["epoch"] > before[-1][0] and start >= before[-1][1])):
-                    before.append((said["epoch"], start))
+            for p, start in said["offsets"].items():
+                _cut(found.setdefault(int(p), []), claims.get(int(p), [-1])[-1], said, p, start)
     return found
+
+
+def _cut(before: list[tuple[int, int]], owner: int, said: dict[str, Any], p: str, start: int) -> None:
+    grows = not before or (said["epoch"] > before[-1][0] and start >= before[-1][1])
+    if owner == said["owner_epochs"][p] and grows:
+        before.append((said["epoch"], start))
 
 
 @dataclass(frozen=True)
