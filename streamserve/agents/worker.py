@@ -23,7 +23,7 @@ from typing import Any
 
 from streamserve import __version__
 from streamserve.adapters.batch_topic import App, batches, make_app
-from streamserve.adapters.control_log import LogReader
+from streamserve.adapters.control_log import LogReader, LogRecord
 from streamserve.adapters.incarnation import Incarnations
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
@@ -136,7 +136,13 @@ class Worker:
     def _fold_to_end(self, catalogue: Catalogue) -> fold.State:
         state = fold.State(self.topology.name)
         for record in self._log.to_end():
-            state = self._step(state, record.offset, record.value)
+            state = self._step(state, record)
+        if state.held:
+            raise ControlError(
+                "the control log can't be read to its end here",
+                where="topic streamserve.control",
+                mend=state.held,
+            )
         if not state.initialised:
             raise ControlError(
                 f"no version of {self.topology.name} is in force: the control log has no init of it",
@@ -154,11 +160,13 @@ class Worker:
             LOG.warning("the topology file changed since init; versions are compared feature by feature")
         return state
 
-    def _step(self, state: fold.State, offset: int, value: bytes | None) -> fold.State:
-        state, outcome = fold.step(state, offset, value)
+    def _step(self, state: fold.State, record: LogRecord) -> fold.State:
+        after, outcome = fold.step(state, record.offset, record.value, record.headers)
         if outcome.rejection is not None:
-            LOG.warning("control %d rejected: %s %s", offset, outcome.rejection.value, outcome.detail)
-        return state
+            LOG.warning("control %d rejected: %s %s", record.offset, outcome.rejection.value, outcome.detail)
+        if after.held and not state.held:
+            LOG.error("control %d: no further command is carried out here: %s", record.offset, after.held)
+        return after
 
     def _view(self) -> ControlView:
         return self._state.view()
@@ -174,7 +182,7 @@ class Worker:
 
     def _read_control(self) -> None:
         for record in self._log.poll(CONTROL_POLL_S):
-            self._state = self._step(self._state, record.offset, record.value)
+            self._state = self._step(self._state, record)
             if self._closing.is_set():  # a log that never comes to its end is no reason to stay
                 break
 
