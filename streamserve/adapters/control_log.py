@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
+from streamserve.adapters.messages import headers_of
 from streamserve.control import fold
 from streamserve.errors import BrokerError, TopicError
+from streamserve.headers import Header
 
 CONTROL = "streamserve.control"
 PROGRESS = "streamserve.progress"
@@ -21,6 +23,7 @@ class LogRecord:
     offset: int
     timestamp: int
     value: bytes | None
+    headers: tuple[Header, ...] = ()
 
 
 class LogReader:
@@ -88,7 +91,8 @@ class LogReader:
             error = message.error()
             if error is None:
                 self.position = message.offset() + 1
-                yield LogRecord(message.offset(), message.timestamp()[1], message.value())
+                headers = tuple(headers_of([message])[0] or ())
+                yield LogRecord(message.offset(), message.timestamp()[1], message.value(), headers)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 self.position = max(self.position, message.offset())
             elif not (error.retriable() or error.code() == KafkaError._TRANSPORT or needless(error)):  # noqa: SLF001
@@ -113,7 +117,7 @@ def read_state(clients: Clients, topology: str) -> fold.State:
     try:
         state = fold.State(topology)
         for record in reader.to_end():
-            state, _ = fold.step(state, record.offset, record.value)
+            state, _ = fold.step(state, record.offset, record.value, record.headers)
         return state
     finally:
         reader.close()
