@@ -28,6 +28,7 @@ from streamserve.adapters.kafka import Clients
 from streamserve.adapters.member import Member
 from streamserve.adapters.messages import MessageReader
 from streamserve.adapters.output import Output
+from streamserve.delivery.custody import Custody
 from streamserve.errors import BrokerError, StreamserveError
 from streamserve.records import ControlView, OutputBatch, RawBatch, RoutingEpoch
 from streamserve.settings import Settings
@@ -135,7 +136,7 @@ def intake(consumer: Told) -> tuple[Intake, list[RawBatch], list[BaseException]]
     settings = Settings(drain_timeout=0.3, batches_in_flight=1)
     made = Intake(
         Lives(consumer), topology, settings, Began(), lambda topic: 1, lambda raw, _: batches.append(raw),
-        failures.append,
+        failures.append, Custody(),
     )  # fmt: skip
     made._life = made._lives.begin(made._current_epoch)
     made.tenure = made._tenure(made._life)

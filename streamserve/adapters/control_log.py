@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -117,7 +117,7 @@ def read_state(clients: Clients, topology: str) -> fold.State:
     try:
         state = fold.State(topology)
         for record in reader.to_end():
-            state, _ = fold.step(state, record.offset, record.value, record.headers)
+            state, _ = fold.step(state, record.offset, record.value, record.headers, clients.settings.control_secrets)
         return state
     finally:
         reader.close()
@@ -131,7 +131,7 @@ class LogWriter:
         self._where = f"{clients.bootstrap} topic {topic}"
         self._producer: Producer = clients.producer(message_timeout_ms=int(seconds * 1000), linger_ms=0)
 
-    def append(self, value: bytes, key: str) -> int:
+    def append(self, value: bytes, key: str, headers: Sequence[Header] = ()) -> int:
         """Write a record, and wait until the broker has it; returns its offset.
 
         Raises:
@@ -143,6 +143,7 @@ class LogWriter:
             value,
             key,
             partition=0,
+            headers=list(headers),
             on_delivery=lambda error, message: outcome.append((error, message.offset())),
         )
         self._producer.flush(self._seconds + 1)
@@ -158,10 +159,10 @@ class LogWriter:
         return offset
 
 
-def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL) -> int:
+def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL, headers: Sequence[Header] = ()) -> int:
     """Write one record to a log and wait for the broker; returns its offset.
 
     Raises:
         BrokerError: the broker did not acknowledge it.
     """
-    return LogWriter(clients, topic, clients.settings.start_timeout).append(value, key)
+    return LogWriter(clients, topic, clients.settings.start_timeout).append(value, key, headers)

@@ -25,7 +25,7 @@ from streamserve.rollouts.heartbeat import SILENT_MS, Heartbeat, living, read
 
 POLL_S = 0.1
 MENDS = {
-    Rejection.STALE: "another command came first: look at `streamserve rollout status`, and send it again if it still fits",
+    Rejection.STALE: "another command came first: see `streamserve rollout status`, and send it again if it fits",
     Rejection.BUSY: "end the open rollout first: `streamserve rollout promote` or `rollback`",
     Rejection.PAUSED: "`streamserve rollout resume` first",
     Rejection.NO_ROLLOUT: "open one: `streamserve rollout start`",
@@ -109,7 +109,7 @@ class ControlDesk:
             raise ControlError(
                 f"{name} was rejected: {found.rejection.value}, {found.detail}",
                 where=f"topic {CONTROL} offset {offset}",
-                mend=MENDS.get(found.rejection, "nothing has changed: `streamserve rollout status` shows what is in force"),
+                mend=MENDS.get(found.rejection, "nothing has changed: see `streamserve rollout status`"),
             )
         if not found.accepted:
             raise ControlError(
@@ -195,11 +195,7 @@ class Readiness:
     def of(cls, version: str, living: tuple[Heartbeat, ...]) -> Readiness:
         return cls(
             tuple(one.worker for one in living if version in one.versions),
-            {
-                one.worker: one.failed.get(version, "it is loading it")
-                for one in living
-                if version not in one.versions
-            },
+            {one.worker: one.failed.get(version, "it is loading it") for one in living if version not in one.versions},
         )
 
     @property

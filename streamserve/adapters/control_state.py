@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from streamserve.adapters.control_log import CONTROL, LogReader, LogRecord
 from streamserve.adapters.kafka import Clients
@@ -28,6 +27,7 @@ class Control:
 
     def __init__(self, clients: Clients, topology: str, progress: ProgressLog) -> None:
         self._progress = progress
+        self._secrets = clients.settings.control_secrets
         self._log = LogReader(clients)
         self._where = f"{clients.bootstrap} topic {CONTROL}"
         self._changed = threading.Condition()
@@ -49,9 +49,12 @@ class Control:
                 return
 
     def _take(self, record: LogRecord) -> None:
-        state, outcome = fold.step(self._state, record.offset, record.value)
+        before = self._state
+        state, outcome = fold.step(before, record.offset, record.value, record.headers, self._secrets)
         if outcome.rejection is not None:
             LOG.warning("control %d rejected: %s %s", record.offset, outcome.rejection.value, outcome.detail)
+        elif outcome.accepted:
+            LOG.info("control %d: %s accepted, generation %d", record.offset, outcome.label.kind, outcome.generation)
         with self._changed:
             self._state = state
             self._changed.notify_all()
@@ -62,7 +65,7 @@ class Control:
         count = self._progress.cutover_count
         if joined is None or joined[0] is not state or joined[1] != count:
             count, cutovers = self._progress.cutovers()
-            self._joined = joined = state, count, replace(state.view(), cutovers=cutovers)
+            self._joined = joined = state, count, state.view(cutovers)
         return joined[2]
 
     def due(self, owned: Iterable[TopicPartition]) -> Due | None:

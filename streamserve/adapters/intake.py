@@ -64,13 +64,14 @@ class Intake:
         count: Callable[[str], int],
         deliver: Callable[[RawBatch, ControlView], None],
         on_failure: Callable[[BaseException], None],
+        custody: Custody,
     ) -> None:
         self._lives, self._settings, self._control, self._count = lives, settings, control, count
         self._deliver, self._on_failure = deliver, on_failure
         self._topic, self._name = topology.source.topic, topology.name
         exactly_once = topology.delivery == "exactly_once"
         self._interval = settings.transaction_interval if exactly_once else settings.commit_interval
-        self.custody = Custody()
+        self.custody = custody
         self._state = threading.Condition()
         self._flying: deque[RawBatch] = deque()  # handed over, not finished; they finish in their order
         self._brake = Brake(settings.dead_letter_share)

@@ -60,26 +60,27 @@ class Preparing:
         while not closing.wait(LOOK_S):
             self.turn()
 
-    def turn(self) -> None:
-        """Load what is missing, one at a time, the most urgent first; then free what is left over."""
+    def turn(self) -> bool:
+        """Load one that is missing, the most urgent first; or free what is left over. True: there was one to load."""
         state, view, committed = self._look()
         names = wanted(state, view, committed)
         self.failed = {name: why for name, why in self.failed.items() if name in names}
         for name in names:
             if name not in self._shelf.loaded() and self._clock() >= self._tried.get(name, 0.0):
                 self._load(name)
-                return  # the logs may want something else by now
+                return True  # the logs may want something else by now
         if gone := self._shelf.keep(names):
             LOG.info("freed %s: no partition can need it any more", ", ".join(sorted(gone)))
+        return False
 
     def _load(self, name: str) -> None:
         began = self._clock()
         try:
             self._shelf.get(name)
-        except StreamserveError as error:
+        except Exception as error:  # noqa: BLE001  (whatever a version does, who serves goes on; it is told)
             self._tried[name] = self._clock() + AGAIN_S
-            self.failed = {**self.failed, name: error.what}
-            LOG.error("version %s can't be loaded, it is tried again in %.0f s: %s", name, AGAIN_S, error)
+            self.failed = {**self.failed, name: error.what if isinstance(error, StreamserveError) else repr(error)}
+            LOG.warning("version %s can't be loaded, it is tried again in %.0f s: %s", name, AGAIN_S, error)
             self._say(name, str(error), self._clock() - began)
         else:
             self.failed = {other: why for other, why in self.failed.items() if other != name}

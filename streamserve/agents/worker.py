@@ -16,7 +16,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
+from streamserve.agents.preparing import Preparing
+from streamserve.agents.presence import Presence
 from streamserve.agents.scoring import Scoring
 from streamserve.agents.web import Health, add_pages
+from streamserve.control.state import State
+from streamserve.delivery.custody import Custody
 from streamserve.errors import ControlError, SettingsError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
@@ -44,7 +48,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, RawBatch, Routed
+from streamserve.records import ControlView, RawBatch, Routed, TopicPartition
 from streamserve.settings import Settings
 from streamserve.simulate.describe import check_features
 from streamserve.simulate.load import load_schema
@@ -68,6 +72,7 @@ class Worker:
         self.topology, self.settings = topology, settings
         self.health = Health()
         self._failure: BaseException | None = None
+        self._custody = Custody()
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = threading.Event()
@@ -94,8 +99,12 @@ class Worker:
             warm_rows=(1, settings.batch_rows),
             pinned=lambda: dict(self._control.state.manifests),
         )
-        for epoch in self._control.state.epochs:
-            versions.get(epoch.stable)
+        versions.get(self._control.state.stable)  # without it there is nothing to serve
+        name = f"{platform.node()}-{os.getpid()}"
+        self._presence = Presence(self._clients, topology.name, name, self._progress, self._control)
+        self._versions, self._preparing = versions, Preparing(versions, self._wanted, self._presence.prepared)
+        while self._preparing.turn():
+            pass  # who joins later warms every version in force first
         ids = schema_ids(settings)
         predictions = topology.topic("predictions")
         pipeline = Pipeline(
@@ -119,6 +128,7 @@ class Worker:
             lambda topic: self._clients.partitions(admin, topic),
             self._hand_over,
             self._fail,
+            self._custody,
         )
         self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
         self._scoring = Scoring(
@@ -134,6 +144,7 @@ class Worker:
 
     def _check_control(self, catalogue: Catalogue) -> None:
         state = self._control.state
+        self._refuse_held()
         if not state.initialised:
             raise ControlError(
                 f"no version of {self.topology.name} is in force: the control log has no init of it",
@@ -150,6 +161,19 @@ class Worker:
         if state.fingerprint and state.fingerprint != catalogue.fingerprint():
             LOG.warning("the topology file changed since init; versions are compared feature by feature")
 
+    def _refuse_held(self) -> None:
+        """A worker that can't judge a command must not reject what others accept: it leaves the group.
+
+        Raises:
+            ControlError: it holds.
+        """
+        if self._control.state.held:
+            raise ControlError(
+                f"this worker can't follow the control log any further: {self._control.state.held}",
+                where="topic streamserve.control",
+                mend="give it the secrets of the listed keys (STREAMSERVE_CONTROL_KEYS), or a newer release",
+            )
+
     def _follow(self, log: Control | ProgressLog, read: Callable[[], None]) -> None:
         try:
             while not self._closing.is_set():
@@ -159,9 +183,20 @@ class Worker:
         finally:
             log.close()
 
+    def _beside(self, run: Callable[..., None], *args: object) -> None:
+        try:
+            run(*args)
+        except BaseException as error:  # noqa: BLE001  (who can't prepare versions, or be heard, is no worker)
+            self._fail(error)
+
     def _read_control(self) -> None:
         # A log that never comes to its end is no reason to stay
         self._control.read(CONTROL_POLL_S, until=self._closing.is_set)
+        self._refuse_held()
+
+    def _wanted(self) -> tuple[State, ControlView, Mapping[TopicPartition, int]]:
+        """What versions are to be loaded by."""
+        return self._control.state, self._control.view(), self._custody.begins()
 
     # ---- between the threads
 
@@ -253,6 +288,16 @@ class Worker:
                 ("progress", self._progress, self._progress.read),
             )
         ]
+        followers += [
+            threading.Thread(target=self._beside, args=args, name=name, daemon=True)
+            for name, *args in (
+                ("versions", self._preparing.run, self._closing),
+                (
+                    "status", self._presence.run, self._closing, self._intake, self._versions, self._preparing,
+                    self.health,
+                ),
+            )
+        ]  # fmt: skip
         for follower in followers:
             follower.start()
         self._intake.start()

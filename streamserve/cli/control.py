@@ -10,9 +10,9 @@ from streamserve.adapters.control_sender import ControlDesk
 from streamserve.adapters.kafka import Clients
 from streamserve.cli.common import out, quiet_pipe, settings, topology_argument
 from streamserve.cli.rollout_show import described
+from streamserve.cli.sending import signing_key
 from streamserve.control import fold
 from streamserve.control.outcome import audit
-from streamserve.control.sending import encode
 from streamserve.errors import ConfigError, ControlError
 from streamserve.topology import Topology
 
@@ -27,7 +27,7 @@ def control() -> None:
 @click.argument("file", type=click.File("rb"))
 def validate(topology: Topology, file: click.utils.LazyFile) -> None:
     """Tell what would become of the command in FILE (- for standard input), and send nothing."""
-    desk = ControlDesk(Clients(found := settings()), topology.name, found.signing_key)
+    desk = ControlDesk(Clients(found := settings()), topology.name, signing_key(found))
     value = file.read()
     headers = desk.headers_for(value)
     _, outcome = fold.step(desk.state, desk.end, value, headers, found.control_secrets)
@@ -44,7 +44,7 @@ def validate(topology: Topology, file: click.utils.LazyFile) -> None:
 @click.argument("file", type=click.File("rb"))
 def send(topology: Topology, file: click.utils.LazyFile) -> None:
     """Write the command in FILE (- for standard input) as it is, signed if a key is set, and tell what became of it."""
-    desk = ControlDesk(Clients(found := settings()), topology.name, found.signing_key)
+    desk = ControlDesk(Clients(found := settings()), topology.name, signing_key(found))
     value = file.read()
     if not value.strip():
         raise ConfigError("the file is empty", where=file.name)

@@ -31,6 +31,7 @@ from streamserve.models.registry import Registry
 from streamserve.simulate.versions import open_version
 from streamserve.topology import Topology
 
+
 @click.group()
 def rollout() -> None:
     """Shadow, canary, promote and take back a model version under a running stream."""
@@ -60,9 +61,8 @@ def start(
     manifest, _ = open_version(registry, topology.model, candidate, OnnxSession)
     FeaturePlan.of(manifest, Catalogue(topology))
     rules = [
-        Segment(name=f"{answer} {one}", where=where([one]), answer=answer)
-        for answer, given in (("stable", never), ("candidate", always))
-        for one in given
+        *(Segment(name=f"never {one}", where=where([one]), answer="stable") for one in never),
+        *(Segment(name=f"always {one}", where=where([one]), answer="candidate") for one in always),
     ]
     command = Prepare(
         **session.common(),
@@ -85,9 +85,7 @@ def start(
 @said
 @click.argument("share", type=Share())
 @click.option("--where", "segment", multiple=True, metavar="FIELD=VALUES", help="Of these events alone.")
-def shadow(
-    topology: Topology, share: int, segment: tuple[str, ...], actor: str, reason: str, timeout: float
-) -> None:
+def shadow(topology: Topology, share: int, segment: tuple[str, ...], actor: str, reason: str, timeout: float) -> None:
     """Let the candidate score a SHARE of the stream (5%, 100%) beside stable, without answering."""
     session = Session(topology, actor, reason, timeout)
     session.send(Shadow(**session.of_rollout(), percent_bp=share, where=where(segment) or None))
@@ -96,7 +94,7 @@ def shadow(
 @rollout.command()
 @said
 @click.argument("weight", type=Share())
-@click.option("--override", default="", metavar="WHY", help="Shift although not every worker is ready; kept in the log.")
+@click.option("--override", default="", metavar="WHY", help="Shift although not every worker is ready.")
 def shift(topology: Topology, weight: int, override: str, actor: str, reason: str, timeout: float) -> None:
     """Let the candidate answer for WEIGHT (5%, 0.5%, 50bp) of the keys: absolute, so a later one replaces it.
 

@@ -24,6 +24,7 @@ from streamserve.topology import Topology
 
 REFRESH_S = 1.0
 GOOD, BAD, DIM = "green", "red", "dim"
+LABELS = {"kind", "command_id", "topology", "expected_generation", "actor", "reason", "schema_version", "manifest"}
 
 
 @click.command()
@@ -57,9 +58,7 @@ def _look(clients: Clients, topology: Topology, desk: ControlDesk, effects: Effe
     return tree(desk.state, str(effect), effect.whole, effects.epochs(desk.state), workers(clients, topology.name))
 
 
-def tree(
-    state: State, effect: str, whole: bool, epochs: dict[int, int], living: Sequence[Heartbeat]
-) -> Group:
+def tree(state: State, effect: str, whole: bool, epochs: dict[int, int], living: Sequence[Heartbeat]) -> Group:
     """Everything, drawn. effect: how far the last epoch took hold."""
     root = Tree(Text(f"{state.topology}  model {state.model}  generation {state.generation}", style="bold"))
     last = state.epochs[-1]
@@ -89,7 +88,7 @@ def _rollout(state: State) -> Tree:
     if found is None:
         return Tree(Text("no rollout is open", style=DIM))
     branch = Tree(
-        Text.assemble(("rollout ", DIM), (found.id, "bold"), f"  {found.phase.value}  opened at offset {found.opened_at}")
+        Text.assemble(("rollout ", DIM), (found.id, "bold"), f"  {found.phase.value}, since offset {found.opened_at}")
     )
     share = percent(found.weight_bp) if found.shifted else "0%, nothing was shifted"
     branch.add(Text.assemble(("candidate ", DIM), (found.candidate, "cyan"), f"  answers for {share}"))
@@ -129,7 +128,7 @@ def history(topology: Topology) -> None:
     table = Table("offset", "time (UTC)", "who", "what", "why", "became", box=None, header_style="bold")
     try:
         for record, outcome in desk.judged():
-            if (outcome.label.topology or topology.name) == topology.name and not outcome.of_another:
+            if outcome.accepted or outcome.rejection is not None or outcome.held:
                 at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
                 table.add_row(str(record.offset), f"{at:%Y-%m-%d %H:%M:%S}", *described(outcome))
     finally:
@@ -157,6 +156,15 @@ def what(outcome: Outcome) -> str:
     command = outcome.command
     if command is None:
         return outcome.label.kind or "?"
-    left_out = {"kind", "command_id", "topology", "expected_generation", "actor", "reason", "schema_version", "manifest"}
+    left_out = {
+        "kind",
+        "command_id",
+        "topology",
+        "expected_generation",
+        "actor",
+        "reason",
+        "schema_version",
+        "manifest",
+    }
     fields = command.model_dump(mode="json", exclude_none=True, exclude=left_out, exclude_defaults=True)
     return " ".join([command.kind, *(f"{name}={value}" for name, value in fields.items())])

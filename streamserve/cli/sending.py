@@ -15,8 +15,10 @@ from streamserve.adapters.kafka import Clients
 from streamserve.cli.common import out, settings, topology_argument
 from streamserve.control.commands import AnyCommand
 from streamserve.control.outcome import Outcome
+from streamserve.control.signature import Key
 from streamserve.control.state import Rollout
-from streamserve.errors import ControlError
+from streamserve.errors import ControlError, SettingsError
+from streamserve.settings import Settings
 from streamserve.topology import Topology
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -41,7 +43,7 @@ class Session:
         self.topology, self.timeout = topology, timeout
         self.settings = settings()
         self.clients = Clients(self.settings)
-        self.desk = ControlDesk(self.clients, topology.name, self.settings.signing_key)
+        self.desk = ControlDesk(self.clients, topology.name, signing_key(self.settings))
         self._label = {"actor": actor, "reason": reason}
         if not self.desk.state.initialised:
             raise ControlError(
@@ -96,11 +98,30 @@ class Session:
             raise ControlError(
                 f"epoch {found.epoch} is {found}; it is not on {list(found.behind)} after {self.timeout:g} s",
                 where=f"topic streamserve.progress, topology {self.topology.name}",
-                mend="it will be as soon as somebody owns these partitions: `streamserve rollout status` shows who lives",
+                mend="it will be once somebody owns these partitions: `streamserve rollout status` shows who lives",
             )
 
     def wait_until_ready(self, version: str) -> Readiness:
         return wait_until_ready(self.clients, self.topology.name, version, self.timeout, _told(version))
+
+
+def signing_key(settings: Settings) -> Key | None:
+    """What commands are signed by from here; None: by nothing.
+
+    Raises:
+        SettingsError: the key that is named has no secret.
+    """
+    name = settings.sign_with
+    if name is None:
+        return None
+    secret = settings.control_secrets.get(name)
+    if secret is None:
+        raise SettingsError(
+            f"commands are to be signed by key {name!r}, whose secret is not known",
+            where="STREAMSERVE_SIGN_WITH",
+            mend="STREAMSERVE_CONTROL_KEYS names a file with a line `id=secret` for it",
+        )
+    return Key(name, secret)
 
 
 def _tell(effect: Effect) -> None:
