@@ -240,7 +240,7 @@ def views(draw):
         for partition in range(3):
             indices = draw(st.lists(st.integers(1, count), unique=True, max_size=count).map(sorted))
             offsets = draw(st.lists(st.integers(0, 12), min_size=len(indices), max_size=len(indices)).map(sorted))
-            cutovers[topic, partition] = tuple(map(Cutover, indices, offsets))
+            cutovers[topic, partition] = tuple(map(Cutover, [10 * i for i in indices], offsets))
     epochs = tuple(RoutingEpoch(10 * i, f"v{i}") for i in range(count + 1))
     return ControlView("t", epochs, cutovers)
 
@@ -250,7 +250,7 @@ def views(draw):
 def test_the_epoch_in_force_is_the_largest_whose_cutover_is_at_or_below_the_record(view, places):
     def naive(partition, offset):
         cuts = view.cutovers.get(("events", partition), ())
-        return max([cut.index for cut in cuts if cut.offset <= offset], default=0)
+        return max([cut.epoch // 10 for cut in cuts if cut.offset <= offset], default=0)
 
     found = view.epochs_at("events", np.int32([p for p, _ in places]), np.int64([o for _, o in places]))
     assert found.tolist() == [naive(*place) for place in places]

@@ -109,11 +109,7 @@ class Pipeline:
         events = self._decoder.decode(raw)
         marks.append(clock_ns())
         assignment = route(events, view)
-        loaded = {
-            name: self._versions.get(name)
-            for place, name in enumerate(assignment.versions)
-            if (assignment.version == place).any()
-        }
+        loaded = {name: self._versions.get(name) for name in assignment.answering()}
         marks.append(clock_ns())
         columns = open_columns(self._catalogue, events, [v.plan for v in loaded.values()], self._store)
         matrices = tuple(
