@@ -299,15 +299,23 @@ class Assignment:
     rollout: Int32s  # index into rollouts
     control_epoch: Int64s
 
-    def answering(self) -> list[str]:
-        """The versions that answer for at least one event."""
-        return [self.versions[place] for place in np.flatnonzero(np.bincount(self.version)).tolist()]
+    def standing(self) -> list[str]:
+        """The versions that answer as stable for an event, or would if its candidate failed."""
+        return [self.versions[place] for place in np.flatnonzero(np.bincount(self.stable)).tolist()]
 
-    def rows_of(self, version: str) -> Indices:
-        """The events that this version answers for."""
+    def tried(self) -> list[tuple[str, Indices]]:
+        """The candidates, and the events that each is to answer for."""
+        if not self.variant.any():
+            return []
+        places = np.unique(self.version[self.variant == Variant.CANDIDATE]).tolist()
+        names = (self.versions[place] for place in places)
+        return [(name, self.rows_of(name, Variant.CANDIDATE)) for name in names]
+
+    def rows_of(self, version: str, variant: Variant) -> Indices:
+        """The events that this version answers for, as this variant."""
         if self.versions == (version,):
-            return np.arange(len(self.version))
-        return np.flatnonzero(self.version == self.versions.index(version))
+            return np.arange(len(self.version)) if variant == Variant.STABLE else np.arange(0)
+        return np.flatnonzero((self.version == self.versions.index(version)) & (self.variant == variant))
 
     def fallen_back(self, rows: Indices) -> Assignment:
         """The same with stable in place of the candidate for these events: the candidate failed there, or was late."""
@@ -385,7 +393,10 @@ class StageTimes:
 
 @dataclass(frozen=True, slots=True)
 class OutputBatch:
-    """All that one RawBatch caused. `covers` says, for each partition, the first and the next offset."""
+    """All that one RawBatch caused. `covers` says, for each partition, the first and the next offset.
+
+    fallbacks: by candidate and error, the events that stable answered for it.
+    """
 
     raw: RawBatch
     outgoing: tuple[Outgoing, ...]
@@ -395,3 +406,4 @@ class OutputBatch:
     decisions: Mapping[str, int] = field(default_factory=dict)
     statuses: Mapping[tuple[str, int], int] = field(default_factory=dict)
     times: StageTimes | None = None
+    fallbacks: Mapping[tuple[str, str], int] = field(default_factory=dict)

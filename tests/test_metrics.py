@@ -196,7 +196,7 @@ def test_the_pipeline_times_each_version_and_the_wait_before_it():
     times = joined.process(given_, view, NOW).times
     assert times.versions == {"v1": 51, "v2": 8}
     assert times.wall == {
-        "gather": 300, "queue": 600, "decode": 1, "route": 1, "enrich": 1, "score": 59, "emit": 1,
+        "gather": 300, "queue": 600, "decode": 1, "route": 1, "enrich": 1, "score": 63, "emit": 1,
     }  # fmt: skip
 
 

@@ -208,9 +208,10 @@ def test_what_an_assignment_names_is_in_force_in_the_batch(events, view):
     assert set(made.versions) == may
     assert len(set(made.versions)) == len(made.versions)
     assert set(made.rollouts) == {epoch.rollout_id for epoch in here}
-    answering = made.answering()
+    answering = sorted({made.versions[at] for at in made.version.tolist()})
     assert set(answering) == {one[0] for one in told(made)}
-    assert sorted(np.concatenate([made.rows_of(one) for one in answering]).tolist()) == list(range(len(events)))
+    rows = [made.rows_of(one, variant) for one in answering for variant in Variant]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(events)))
 
 
 # ---- what follows, said by itself

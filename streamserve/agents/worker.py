@@ -37,6 +37,7 @@ from streamserve.adapters.topics import Topics, refuse
 from streamserve.agents.preparing import Preparing
 from streamserve.agents.presence import Presence
 from streamserve.agents.scoring import Scoring
+from streamserve.agents.trials import Trials
 from streamserve.agents.web import Health, add_pages
 from streamserve.control.state import State
 from streamserve.delivery.custody import Custody
@@ -110,7 +111,7 @@ class Worker:
         pipeline = Pipeline(
             catalogue,
             _decoder(catalogue, schema, ids),
-            versions,
+            Trials(versions, settings.candidate_deadline, settings.batches_in_flight),
             self._store,
             schema_id=ids.id_of(f"{predictions}-value", SCHEMA_TEXT),
             limits=topics.limits(predictions),
