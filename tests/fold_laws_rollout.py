@@ -83,8 +83,8 @@ def still_while_paused(seen):
 
 @of_step
 def phases(seen):
-    """A phase is KILLED just while the candidate is killed; CANARY means shifted; PAUSED ends by resume, or by
-    its end.
+    """A phase is KILLED just while the candidate is killed; CANARY means shifted; PAUSED ends by resume, kill or
+    rollback.
     """
     old, new = seen.before.rollout, seen.after.rollout
     if not new:

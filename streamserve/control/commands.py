@@ -68,8 +68,9 @@ class Command(_Form):
 
     model_config = ConfigDict(json_schema_extra=_kind_is_required)
 
-    # No upper bound: which versions are taken is state (`upgrade`), the same for every release that reads the log
-    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
+    # No upper bound: which versions are taken is state (`upgrade`), the same for every release that reads the log. And
+    # the first by default, not the highest: what is not written in an old log means what it meant
+    schema_version: int = Field(default=1, ge=1)
     command_id: Name
     topology: Name
     actor: Annotated[str, Field(max_length=200)] = ""
