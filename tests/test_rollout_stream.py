@@ -1,4 +1,4 @@
-"""Promise: every worker agrees with the two logs about which version scores which event, whatever commands come when."""
+"""Promise: workers agree with the two logs about which version scores which event, whatever commands come when."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pytest
@@ -48,7 +49,7 @@ class Feed:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Feed:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -103,7 +104,7 @@ def lawful(broker: Broker, name: str) -> Desk:
         fell = (wanted.epochs[at], wanted.stables[at], "STABLE", "FALLBACK")
         assert what == law or (what == fell and wanted.variants[at] == "CANDIDATE"), record.position
         value = json.loads(record.value)["value"]
-        assert (one["scores"]["score"] > 0.5) == (VERSIONS[one["model_version"]][0] > 0) or value == 0
+        assert (one["scores"]["alarm"] > 0.5) == (VERSIONS[one["model_version"]][0] > 0) or value == 0
     return desk
 
 

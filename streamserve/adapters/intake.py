@@ -187,6 +187,10 @@ class Intake:
     def abandoned(self) -> bool:
         return self._abandoned
 
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
     def flying(self) -> tuple[RawBatch, ...]:
         """What was handed over and is not finished."""
         with self._state:

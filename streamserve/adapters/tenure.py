@@ -41,6 +41,9 @@ class Desk(Protocol):
     @property
     def abandoned(self) -> bool: ...
 
+    @property
+    def stopping(self) -> bool: ...
+
     def flying(self) -> tuple[RawBatch, ...]: ...
 
     def drained(self) -> bool: ...
@@ -119,7 +122,8 @@ class Tenure:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         life = self._life
-        if life.is_over() or not partitions:
+        # A consumer that closes may be given partitions yet, and is told nothing any more that taking them up needs
+        if life.is_over() or self._desk.stopping or not partitions:
             consumer.incremental_assign([])
             return
         try:
