@@ -99,7 +99,7 @@ class Run:
         options = made.options
         self._world, self._broker, self._result, self._tell = made, made.broker, result, tell
         self._fleet = Fleet(options.folder / "workers", made.topology, options.delivery, made.environ)
-        self._injector = Injector(made, self._fleet)
+        self._injector = Injector(made, self._fleet, self._command)
         self._observer = Observer(made.broker, f"{NAME}.predictions", PREDICTION_ID, options.partitions)
         self._started = time.monotonic()
         self._now = 0  # the fault's number
