@@ -30,7 +30,7 @@ def topology(project: Project, request) -> tuple[Project, Path, str]:
     """v1 in force, v2 and v3 in the registry."""
     shutil.copy(HERE / "reading.avsc", project.folder / "schemas")
     name = f"rolled-{request.param.replace('_', '-')}-{request.node.name[5:9]}"
-    file = renamed(project, HERE / "readings.py", name, more=f"'delivery': {request.param!r}")
+    file = renamed(project, HERE / "readings.py", name, more=f"'delivery': {request.param!r}, 'segments': ('value',)")
     project.ok("topics", "apply", file)
     for version, weights in VERSIONS.items():
         model = project.folder / f"{version}.onnx"
@@ -164,3 +164,33 @@ def test_a_candidate_that_cannot_be_loaded_is_answered_for_by_stable(topology):
     caught_up(broker, name)
     stop(worker)
     lawful(broker, name)
+
+
+def test_rules_send_segments_to_the_candidate_or_keep_them_from_it(topology):
+    project, file, name = topology
+    broker = Broker(project.endpoints.bootstrap)
+    unknown = project.run("rollout", "start", file, "v3", "--id", "r0", "--always", "sensor=s", "--timeout", "0")
+    assert (unknown.returncode, "UNKNOWN_FIELD" in unknown.stderr) == (5, True)
+    with Feed(broker, f"{name}.events"):
+        worker = project.worker(file)
+        rules = ("--always", "value=3", "--never", "value=4,5")
+        project.ok("rollout", "start", file, "v3", "--id", "r1", *rules)
+        project.ok("rollout", "shift", file, "100%")
+        before = len(broker.read(f"{name}.predictions"))
+        wait_until(lambda: worker.metric("streamserve_predictions_total") > before + 2000, 60, "predictions")
+    caught_up(broker, name)
+    stop(worker)
+    events = {record.position: record for record in broker.read(f"{name}.events")}
+    said = said_of(broker, f"{name}.predictions")
+    epoch = max(one["control_epoch"] for one in said.values())
+    after = {place: one for place, one in said.items() if one["control_epoch"] == epoch and one["reason"] != "FALLBACK"}
+    assert len(after) > 1000
+    for place, one in after.items():
+        value, key = json.loads(events[place].value)["value"], events[place].key
+        wanted = (
+            ("CANDIDATE", "TARGETING") if value == 3
+            else ("STABLE", "TARGETING") if value in (4, 5)
+            else ("STABLE", "SPLIT") if key is None
+            else ("CANDIDATE", "SPLIT")
+        )  # fmt: skip
+        assert (one["variant"], one["reason"]) == wanted, place

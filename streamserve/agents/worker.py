@@ -16,7 +16,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ class Worker:
         predictions = topology.topic("predictions")
         pipeline = Pipeline(
             catalogue,
-            _decoder(catalogue, schema, ids),
+            _decoder(catalogue, schema, ids, self._control.state.segments),
             Trials(versions, settings.candidate_deadline, settings.batches_in_flight),
             self._store,
             schema_id=ids.id_of(f"{predictions}-value", SCHEMA_TEXT),
@@ -368,14 +368,15 @@ def _unwritable(error: OSError, where: str) -> SettingsError:
     )
 
 
-def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds) -> EventDecoder:
+def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds, segments: Iterable[str]) -> EventDecoder:
+    """segments: fields that rules may name, as the control log lists them: every worker alike has to know them."""
     source = catalogue.topology.source
     if source.format == "avro":
         ids.id_of(f"{source.topic}-value", schema.text)
     return EventDecoder(
         schema,
         format=source.format,
-        paths=catalogue.paths(),
+        paths={*catalogue.paths(), *segments},
         event_time=source.event_time,
         writers=ids if source.format == "avro" else None,
     )
