@@ -33,6 +33,7 @@ def tell(line: str) -> None:
 @click.option("--delivery", default=BOTH, show_default=True, type=click.Choice((AT_LEAST_ONCE, EXACTLY_ONCE, BOTH)))
 @click.option("--rate", default=400.0, show_default=True, help="Events a second, beside the bursts.")
 @click.option("--burst", default=4000, show_default=True, help="Events of the burst that each fault lands in.")
+@click.option("--commands/--no-commands", default=True, show_default=True, help="Versions are switched all the while.")
 @click.option("--setting", "given", multiple=True, metavar="NAME=VALUE", help="An environment variable of the workers.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Of logs and results.")
 @click.option(
@@ -44,6 +45,8 @@ def main(
     delivery: str,
     rate: float,
     burst: int,
+    *,
+    commands: bool,
     given: tuple[str, ...],
     folder: Path | None,
     file: Path | None,
@@ -57,7 +60,9 @@ def main(
         points_of(one)
     with alone(above):
         for one in wanted:
-            options = Options(above / f"{one}-seed-{seed}", one, seed, faults, rate, burst, settings=settings)
+            options = Options(
+                above / f"{one}-seed-{seed}", one, seed, faults, rate, burst, commands=commands, settings=settings
+            )
             results.append(run(options, tell))
     if file is not None:
         file.write_text(json.dumps([report.as_dict(one) for one in results], indent=1) + "\n")

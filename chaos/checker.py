@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chaos.columns import Answers, DeadLetters, Flags, Inputs, Ints, Predictions, Window
+from chaos.columns import LAW, Answers, DeadLetters, Flags, Inputs, Ints, Predictions, Window
 
 EXAMPLES = 20  # ids named of each violation
 SHIFT = 40  # bits of an offset beside its partition's number
@@ -38,12 +38,15 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """What was found. repeated: records beyond the first of their event, by window."""
+    """What was found. repeated: records beyond the first of their event, by window. fallbacks: events of a candidate's
+    that stable answered.
+    """
 
     inputs: int = 0
     predictions: int = 0
     dead_letters: int = 0
     repeated: dict[str, int] = field(default_factory=dict)
+    fallbacks: int = 0
     violations: list[Violation] = field(default_factory=list)
 
     def broken(self, promise: str, examples: Sequence[object]) -> None:
@@ -77,6 +80,8 @@ def check(
         found.broken(f"{name}s of a key out of its order", inputs.ids[output.out_of_order()])
     _answered(found, inputs, said, refused, exactly_once=exactly_once)
     _same(found, inputs, said, predictions)
+    if inputs.wanted is not None and predictions.law is not None:
+        _lawful(found, inputs, said, predictions)
     found.broken("a dead letter whose value is not the event's", _differ(inputs, refused, inputs.values, dead.values))
     behind = np.flatnonzero(committed != ends)
     found.broken(
@@ -182,8 +187,37 @@ def _same(found: Verdict, inputs: Inputs, said: _Output, predictions: Prediction
         differ |= _unequal(*both)
     status = _unequal(predictions.statuses.take(pa.array(extras)), predictions.statuses.take(pa.array(beside)))
     bits = np.ascontiguousarray(predictions.scores, np.float64).view(np.int64)
-    differ |= ~status & (bits[extras] != bits[beside])
+    alike = ~status
+    if predictions.law is not None:
+        versions = predictions.law.column("model_version").combine_chunks()
+        alike &= ~_unequal(versions.take(pa.array(extras)), versions.take(pa.array(beside)))
+    differ |= alike & (bits[extras] != bits[beside])
     found.broken("predictions of one event that disagree", inputs.ids[said.rows[extras[differ]]])
+
+
+def _lawful(found: Verdict, inputs: Inputs, said: _Output, predictions: Predictions) -> None:
+    """Each was answered by whom the logs name, for that reason; or by stable, which says that a candidate fell back.
+
+    What was answered under an older epoch, and again under that of the log, is at-least-once's affair.
+    """
+    rows = said.rows[said.known]
+    now = predictions.epochs[said.known] == inputs.epochs[rows]
+    known, rows = said.known[now], rows[now]
+    met = {name: _texts(predictions.law.column(name), known) for name in LAW}
+    wanted = {name: _texts(inputs.wanted.column(name), rows) for name in (*LAW, "stable")}
+    right = np.ones(len(rows), np.bool_)
+    for name in LAW:
+        right &= met[name] == wanted[name]
+    fell = (met["reason"] == "FALLBACK") & (met["variant"] == "STABLE") & (wanted["variant"] == "CANDIDATE")
+    fell &= met["model_version"] == wanted["stable"]
+    found.fallbacks = int(np.count_nonzero(fell))
+    found.broken(
+        "answered by another version, or for another reason, than the logs say", inputs.ids[rows[~right & ~fell]]
+    )
+
+
+def _texts(column: pa.ChunkedArray, rows: Ints) -> np.ndarray:
+    return np.array(column.combine_chunks().take(pa.array(rows)).cast(pa.string()).to_pylist(), object)
 
 
 def _bounded(found: Verdict, inputs: Inputs, outputs: Sequence[_Output], windows: Sequence[Window]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+LAW = ("model_version", "variant", "reason")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Inputs:
     """The source topic, ordered by partition and offset; a row an event.
 
     ids: the generator's number. malformed: it can't be read, and must become a dead letter. headers: packed
-    (`streamserve.headers`). epochs: the control epoch in force at each event, by the control log's own fold.
+    (`streamserve.headers`). epochs: the control epoch in force at each event, by the logs' own words. wanted: who is to
+    answer each, as `LAW` says, and `stable`, who does where a candidate falls back; None: nobody looks.
     """
 
     partitions: Ints
@@ -29,6 +31,7 @@ class Inputs:
     keys: pa.Array
     values: pa.Array
     headers: pa.Array
+    wanted: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,13 +68,14 @@ class Predictions(Answers):
     """said: what every prediction of an event must have in common, column by column, `event_id` among them.
 
     epochs: the control epoch; scores; statuses: of the stored view, as text. Both may differ between two answers, but
-    a score only with its status.
+    a score only with its status. law: who answered, column by column.
     """
 
     said: pa.Table
     epochs: Ints
     scores: NDArray[np.float64]
     statuses: pa.Array
+    law: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -104,5 +108,6 @@ def pick(columns: Answers, rows: NDArray[np.integer]) -> Answers:
     taken = {
         name: one.take(at) if isinstance(one, pa.Array | pa.Table | pa.ChunkedArray) else one[rows]
         for name, one in vars(columns).items()
+        if one is not None
     }
     return replace(columns, **taken)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 from chaos.fleet import Fleet, Worker, await_hit
 from chaos.points import BRAKES
-from chaos.schedule import REVOKE, Fault, Kind
+from chaos.schedule import CUTOVER, REVOKE, Fault, Kind
 from chaos.world import World
 from streamserve.dev.servers import KAFKA, REDIS
 
+COMMANDS = 12  # not every one changes who scores what
+OBEY_S = 3.0
 HIT_S = 30.0  # a point is reached within a commit interval, or at the start of a worker that joins
 DELAYS_S = {Kind.SLOW_MODEL: 0.3, Kind.SLOW_REDIS: 0.2}  # of each call
 BRAKE = dict(zip((Kind.SLOW_MODEL, Kind.SLOW_REDIS), (brake.name for brake in BRAKES), strict=True))
@@ -35,8 +37,8 @@ class Struck:
 class Injector:
     """Does what a fault says."""
 
-    def __init__(self, world: World, fleet: Fleet) -> None:
-        self._world, self._fleet = world, fleet
+    def __init__(self, world: World, fleet: Fleet, command: Callable[[], object]) -> None:
+        self._world, self._fleet, self._command = world, fleet, command
         self._all = frozenset(range(world.options.partitions))
 
     def strike(self, fault: Fault) -> Struck:
@@ -105,9 +107,18 @@ class Injector:
             else:
                 leaves = True
                 victim.process.terminate()
-        hit = await_hit(victim, fault.point, HIT_S)
+        obeys = fault.point.startswith(CUTOVER)
+        hit = self._await_obedience(victim, fault.point) if obeys else await_hit(victim, fault.point, HIT_S)
         victim.disarm(fault.point)
         return hit, leaves
+
+    def _await_obedience(self, victim: Worker, point: str) -> int | None:
+        for _ in range(COMMANDS):
+            self._command()
+            hit = await_hit(victim, point, OBEY_S)
+            if hit is not None:
+                return hit
+        return None
 
     def _join(self, _: Fault) -> Struck:
         at = time.time_ns()

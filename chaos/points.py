@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 AT_LEAST_ONCE, EXACTLY_ONCE = "at_least_once", "exactly_once"
 ADAPTERS = "streamserve.adapters"
-INTAKE = f"{ADAPTERS}.intake"
+TENURE = f"{ADAPTERS}.tenure"
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 HIT = ".hit"  # the armed file's new name once its point is reached; holds the time
 
@@ -47,8 +47,13 @@ class Brake:
 
 # What each delivery guarantee does at its commit; the places where a crash could lose or repeat something
 REVOKES = (
-    Point("in-revoke", "before", INTAKE, "Intake", "_on_revoke"),
-    Point("in-revoke-settled", "after", INTAKE, "Intake", "_give_up"),
+    Point("in-revoke", "before", TENURE, "Tenure", "_on_revoke"),
+    Point("in-revoke-settled", "after", TENURE, "Tenure", "_give_up"),
+)
+# A command is about to be obeyed; and it is written down from where on, and nothing was routed by it yet
+CUTOVERS = (
+    Point("in-cutover", "before", f"{ADAPTERS}.ownership", "Ownership", "cut_over"),
+    Point("in-cutover-written", "after", f"{ADAPTERS}.ownership", "Ownership", "cut_over"),
 )
 POINTS: dict[str, tuple[Point, ...]] = {
     AT_LEAST_ONCE: (
@@ -57,6 +62,7 @@ POINTS: dict[str, tuple[Point, ...]] = {
         Point("before-commit", "after", f"{ADAPTERS}.at_least_once", "AtLeastOnceEmitter", "barrier"),
         Point("in-commit", "after", f"{ADAPTERS}.member", "Member", "commit"),
         *REVOKES,
+        *CUTOVERS,
     ),
     EXACTLY_ONCE: (
         Point("before-produce", "before", f"{ADAPTERS}.exactly_once", "ExactlyOnceEmitter", "send"),
@@ -65,6 +71,7 @@ POINTS: dict[str, tuple[Point, ...]] = {
         Point("in-commit", "after", f"{ADAPTERS}.exactly_once", "ExactlyOnceEmitter", "_send_offsets"),
         Point("after-commit", "after", f"{ADAPTERS}.exactly_once", "ExactlyOnceEmitter", "commit"),
         *REVOKES,
+        *CUTOVERS,
     ),
 }
 BRAKES = (

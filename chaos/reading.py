@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,36 @@ import pyarrow.compute as pc
 from confluent_kafka import Message
 
 from chaos.broker import Broker
-from chaos.columns import DeadLetters, Inputs, Ints, Predictions
+from chaos.columns import LAW, DeadLetters, Inputs, Ints, Predictions
 from chaos.events import NUMBER, malformed
+from chaos.law import Desk, cutovers, expected
 from streamserve.headers import pack
 from streamserve.pipeline.prediction import decode
 
 ADDED = "streamserve."  # what the names of the product's own headers begin with
-VARY = ("scored_at", "scores", "decision", "control_epoch", "feature_status", "prediction_id")
+VARY = (*LAW, "scored_at", "scores", "decision", "control_epoch", "feature_status", "prediction_id", "rollout_id")
 Columns = dict[str, list[Any]]
 Look = Callable[[Message], tuple[Any, ...]]
 
 
+def read_log(broker: Broker, topic: str) -> list[tuple[int, bytes | None]]:
+    """A log's offsets and values."""
+    return [(message.offset(), message.value()) for messages in broker.read(topic) for message in messages]
+
+
+def read_law(broker: Broker, inputs: Inputs, topology: str) -> tuple[Inputs, Desk]:
+    """The inputs with what the control log and the progress log say of each; and the control log itself."""
+    desk = Desk(topology)
+    desk.read(read_log(broker, "streamserve.control"))
+    wanted = expected(inputs, desk.epochs, cutovers(read_log(broker, "streamserve.progress"), topology))
+    columns = dict(
+        zip((*LAW, "stable"), (wanted.versions, wanted.variants, wanted.reasons, wanted.stables), strict=True)
+    )
+    return replace(inputs, epochs=wanted.epochs, wanted=pa.table(columns)), desk
+
+
 def read_inputs(broker: Broker, topic: str, epoch: int) -> Inputs:
-    """The source topic. epoch: the control epoch in force from its beginning to its end."""
+    """The source topic. epoch: the control epoch in force from its beginning on."""
     found = _columns(broker.read(topic), lambda m: (*_plain(m), int(dict(m.headers())[NUMBER])), 6)
     partitions, offsets, ids = (_ints(found[n]) for n in (0, 1, 5))
     order = np.lexsort((offsets, partitions))
@@ -48,6 +66,7 @@ def read_predictions(broker: Broker, topic: str, schema_id: int) -> Predictions:
         epochs=table.column("control_epoch").to_numpy(),
         scores=_items(table.column("scores")).to_numpy(zero_copy_only=False),
         statuses=_items(table.column("feature_status")).cast(pa.string()),
+        law=table.select(LAW),
     )
 
 

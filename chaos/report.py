@@ -48,6 +48,12 @@ def text(result: Result) -> str:
         f"predictions {verdict.predictions:,}, dead letters {verdict.dead_letters:,}",
         f"repeated {sum(verdict.repeated.values()):,}",
     ]
+    desk = result.desk
+    if desk.epochs:
+        parts.append(
+            f"commands {desk.accepted} accepted, {desk.rejected} rejected, {len(desk.epochs)} routing epochs; "
+            f"stable answered for a candidate {verdict.fallbacks:,} times"
+        )
     if result.lived:
         parts += [f"fewest events in flight at a fault: {min(one.in_flight for one in result.lived):,}", _table(result)]
     killed = _recoveries([one for one in result.lived if one.fault.kind is Kind.KILL])
@@ -119,6 +125,9 @@ def as_dict(result: Result) -> dict[str, object]:
         "malformed": result.malformed,
         "predictions": verdict.predictions,
         "dead_letters": verdict.dead_letters,
+        "commands": {"accepted": result.desk.accepted, "rejected": result.desk.rejected},
+        "routing_epochs": len(result.desk.epochs),
+        "fallbacks": verdict.fallbacks,
         "violations": [asdict(one) for one in verdict.violations],
         "faults": [_fault(one) for one in result.lived],
         "ended": [asdict(one) for one in result.ended],

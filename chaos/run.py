@@ -14,12 +14,14 @@ import numpy as np
 from chaos import report
 from chaos.checker import Verdict, check
 from chaos.columns import Ints, Window
+from chaos.commander import Commander
 from chaos.faults import Injector, Struck
 from chaos.fleet import Ended, Fleet
 from chaos.keep import keep
+from chaos.law import Desk
 from chaos.observer import Observer
 from chaos.points import EXACTLY_ONCE, points_of
-from chaos.reading import read_dead_letters, read_inputs, read_predictions
+from chaos.reading import read_dead_letters, read_inputs, read_law, read_log, read_predictions
 from chaos.schedule import FEWEST, Fault, schedule
 from chaos.world import NAME, PREDICTION_ID, TOPIC, Options, World, world
 
@@ -67,6 +69,7 @@ class Result:
     leavers: dict[str, int] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
     malformed: int = 0
+    desk: Desk = field(default_factory=lambda: Desk(NAME))
 
     @property
     def good(self) -> bool:
@@ -96,10 +99,19 @@ class Run:
         options = made.options
         self._world, self._broker, self._result, self._tell = made, made.broker, result, tell
         self._fleet = Fleet(options.folder / "workers", made.topology, options.delivery, made.environ)
-        self._injector = Injector(made, self._fleet)
+        self._injector = Injector(made, self._fleet, self._command)
         self._observer = Observer(made.broker, f"{NAME}.predictions", PREDICTION_ID, options.partitions)
         self._started = time.monotonic()
         self._now = 0  # the fault's number
+        self._commander = self._commanding() if options.commands else None
+
+    def _commanding(self) -> Commander:
+        options = self._world.options
+        made = Commander(
+            self._world.project.endpoints.bootstrap, NAME, self._world.manifests, random.Random(options.seed + 1)
+        )
+        made.read(read_log(self._broker, "streamserve.control"))
+        return made
 
     def all(self, plan: list[Fault]) -> None:
         """From the first worker to the verdict."""
@@ -128,9 +140,11 @@ class Run:
 
     def _live_through(self, number: int, fault: Fault, count: int) -> None:
         start, in_flight = self._burst()
+        self._command()
         before = len(self._fleet.ended)
         at = time.monotonic()
         struck = self._injector.strike(fault)
+        self._command()
         if struck.replace:
             self._await_answers(struck)
             self._fleet.start()
@@ -141,6 +155,10 @@ class Run:
         lived = Lived(number, fault, at - self._started, in_flight, struck, recovery, settled, window)
         self._result.lived.append(lived)
         self._tell(report.line(lived, count))
+
+    def _command(self) -> None:
+        if self._commander is not None:
+            self._commander.act()
 
     def _burst(self) -> tuple[Ints, int]:
         """Have thousands of events come. When enough of them are uncommitted: from which offsets, and how many."""
@@ -204,7 +222,7 @@ class Run:
     def _reckon(self, sent: int) -> None:
         result, broker = self._result, self._broker
         self._tell(f"{sent:,} events were sent; reading everything")
-        inputs = read_inputs(broker, TOPIC, FIRST_EPOCH)
+        inputs, result.desk = read_law(broker, read_inputs(broker, TOPIC, FIRST_EPOCH), NAME)
         predictions = read_predictions(broker, f"{NAME}.predictions", PREDICTION_ID)
         dead = read_dead_letters(broker, f"{NAME}.dead-letters")
         windows = [one.window for one in result.lived]

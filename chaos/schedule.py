@@ -10,6 +10,7 @@ from enum import StrEnum
 FEWEST, MOST = 2, 3  # workers: one must be left to take over, and three share the partitions unevenly
 SESSION_S = 6.0  # after which a silent worker is taken for dead
 STOPS_S = ((1.0, 5.0), (SESSION_S + 0.5, 9.0), (9.0, 15.0))  # shorter than the session, just past it, far past it
+CUTOVER = "in-cutover"  # points of this name are reached only when a command comes
 REVOKE = "in-revoke"  # points of this name are reached only when the group moves partitions
 
 
@@ -96,7 +97,7 @@ def _fault(dice: random.Random, kind: Kind, point: str | None, workers: int) -> 
         Kind.SLOW_MODEL: lambda: dice.uniform(1.0, 4.0),
         Kind.SLOW_REDIS: lambda: dice.uniform(1.0, 4.0),
     }.get(kind, lambda: 0.0)()
-    if point is not None and point.startswith(REVOKE):
+    if point is not None and point.startswith((REVOKE, CUTOVER)):
         nth = 1
     after = workers
     if kind is Kind.LEAVE:

@@ -28,7 +28,9 @@ from streamserve.dev.probe import HOST
 from streamserve.dev.process import send, wait_gone
 from streamserve.dev.servers import KAFKA, REDIS
 from streamserve.errors import BrokerError, DevError
+from streamserve.models.registry import Registry
 
+WEIGHTS = {"v1": (0.01, -0.7), "v2": (0.02, -0.3), "v3": (-0.01, 0.9)}  # of each version's two features
 NAME, TOPIC, GROUP = "chaos", "chaos.events", "streamserve.chaos"
 PREDICTION_ID = 900_001
 # Above these, ports are lent to clients: one that looks for a dead broker can connect to itself, and hold the port
@@ -42,7 +44,9 @@ UP_S = 200.0  # on a machine that does a lot else, a broker's start and its logs
 
 @dataclass(frozen=True)
 class Options:
-    """One run. folder: of everything that it leaves. settings: environment of the workers."""
+    """One run. folder: of everything that it leaves. commands: versions are switched all the while. settings: of the
+    workers' environment.
+    """
 
     folder: Path
     delivery: str = AT_LEAST_ONCE
@@ -51,6 +55,7 @@ class Options:
     rate: float = 400.0
     burst: int = 4_000
     partitions: int = 6
+    commands: bool = True
     settings: Mapping[str, str] | None = None
 
 
@@ -70,6 +75,12 @@ class World:
     def environ(self) -> dict[str, str]:
         """Of the workers."""
         return {**self.project.environ, "NO_COLOR": "1", **(self.options.settings or {})}
+
+    @property
+    def manifests(self) -> dict[str, str]:
+        """By version, the hash that a command pins."""
+        registry = Registry(self.project.settings.registry)
+        return {version: registry.manifest_sha256(NAME, version) for version in WEIGHTS}
 
     # ---- the generator
 
@@ -146,7 +157,8 @@ def _furnished(options: Options, endpoints: Endpoints, folder: Path) -> Iterator
     pq.write_table(customers(options.seed), options.folder / "customer.parquet")
     _patiently(lambda: project.run("topics", "apply", topology))
     project.run("features", "load", topology, f"customer={options.folder / 'customer.parquet'}")
-    project.run("models", "add", topology, "v1", _write_model(options.folder / "v1.onnx"))
+    for version, weights in WEIGHTS.items():
+        project.run("models", "add", topology, version, _write_model(options.folder / f"{version}.onnx", weights))
     _patiently(lambda: project.run("topology", "init", topology, "--version", "v1", "--if-new"))
     broker = Broker(endpoints.bootstrap, TOPIC, GROUP, options.partitions)
     generator = _start_generator(project, options, schema_id)
@@ -225,9 +237,9 @@ def _write_topology(options: Options) -> Path:
     return path
 
 
-def _write_model(path: Path) -> Path:
+def _write_model(path: Path, weighing: tuple[float, float]) -> Path:
     """`features` [N, 2] in, `risk` [N, 1] out: the sigmoid of a weighted sum."""
-    weights = numpy_helper.from_array(np.array([[0.01], [-0.7]], np.float32), "weights")
+    weights = numpy_helper.from_array(np.array(weighing, np.float32).reshape(2, 1), "weights")
     nodes = [
         helper.make_node("MatMul", ["features", "weights"], ["sum"]),
         helper.make_node("Sigmoid", ["sum"], ["risk"]),

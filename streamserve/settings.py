@@ -172,6 +172,18 @@ class Settings(BaseSettings):
         description="Keep models as ONNX Runtime optimised them under the home folder. Off: hashing the model costs "
         "what most models gain; on is for graphs of hundreds of nodes (23 ms to load against 10).",
     )
+    candidate_deadline: float = Field(
+        default=0.1,
+        gt=0,
+        le=60,
+        description="Seconds that a rollout's candidate may take for its rows of a micro-batch; past them stable "
+        "answers (reason FALLBACK). Stable's own rows of that batch wait as long.",
+    )
+    control_keys: Path | None = Field(
+        default=None,
+        description="A file of id=secret lines: the keys that control commands are signed by, and checked with.",
+    )
+    sign_with: str | None = Field(default=None, description="The id of the key that commands sent from here bear.")
     core_hour_price: float = Field(
         default=0.04,
         ge=0,
@@ -243,6 +255,16 @@ class Settings(BaseSettings):
         merged.update(self.kafka)
         return merged
 
+    @cached_property
+    def control_secrets(self) -> dict[str, bytes]:
+        """By key id, the secrets of the keys file.
+
+        Raises:
+            SettingsError: the file is missing or a line is not id=secret.
+        """
+        found = {} if self.control_keys is None else _read_properties(self.control_keys, "STREAMSERVE_CONTROL_KEYS")
+        return {key: secret.encode() for key, secret in found.items()}
+
 
 def instant_ms(text: str) -> int:
     """An ISO 8601 time as milliseconds since 1970; without a zone it is UTC.
@@ -254,15 +276,15 @@ def instant_ms(text: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp() * 1000)
 
 
-def _read_properties(path: Path) -> dict[str, str]:
+def _read_properties(path: Path, name: str = "STREAMSERVE_KAFKA_CONFIG") -> dict[str, str]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(
-            f"the Kafka settings file cannot be read: {why}",
+            f"the settings file cannot be read: {why}",
             where=str(path),
-            mend="point STREAMSERVE_KAFKA_CONFIG at a readable client.properties file",
+            mend=f"point {name} at a readable file of key=value lines",
         ) from None
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -274,7 +296,7 @@ def _read_properties(path: Path) -> dict[str, str]:
             raise SettingsError(
                 "a line is not key=value",
                 where=f"{path}:{number}",
-                mend="write librdkafka settings as key=value",
+                mend=f"write {name} as key=value lines",
             )
         found[key.strip()] = value.strip()
     return found

@@ -242,6 +242,8 @@ class Topology(_Word):
         delivery: after a crash an event may be predicted again (`at_least_once`), or not (`exactly_once`, for readers
             with isolation.level=read_committed).
         target_p99_ms: latency that micro-batching aims at, from a record's arrival to its prediction.
+        segments: event fields that rules of rollouts may name (these carriers always, those never). `topology init`
+            writes them into the control log, where they stay.
     """
 
     name: TopicName
@@ -252,6 +254,7 @@ class Topology(_Word):
     decision: Decision | None = None
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     target_p99_ms: float = Field(default=20.0, gt=0)
+    segments: tuple[Path_, ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -28,8 +28,9 @@ from streamserve.adapters.kafka import Clients
 from streamserve.adapters.member import Member
 from streamserve.adapters.messages import MessageReader
 from streamserve.adapters.output import Output
+from streamserve.delivery.custody import Custody
 from streamserve.errors import BrokerError, StreamserveError
-from streamserve.records import OutputBatch, RawBatch
+from streamserve.records import ControlView, OutputBatch, RawBatch, RoutingEpoch
 from streamserve.settings import Settings
 from streamserve.topology import load_topology
 
@@ -115,21 +116,38 @@ class Lives:
         return Incarnation(self.consumer, reader, Member(self.consumer, lambda: 0, "nowhere"), Alone(), Sent())
 
 
+class Began:
+    """A control log with one command, obeyed everywhere."""
+
+    def view(self):
+        return ControlView(TOPIC, (RoutingEpoch(0, "v1"),))
+
+    def due(self, owned):
+        return None
+
+    def wait_for(self, places):
+        pass
+
+
 def intake(consumer: Told) -> tuple[Intake, list[RawBatch], list[BaseException]]:
     batches, failures = [], []
     topology = load_topology(HERE / "readings.py")
     topology = topology.model_copy(update={"source": topology.source.model_copy(update={"topic": TOPIC})})
     settings = Settings(drain_timeout=0.3, batches_in_flight=1)
-    made = Intake(Lives(consumer), topology, settings, lambda topic: 1, batches.append, failures.append)
+    made = Intake(
+        Lives(consumer), topology, settings, Began(), lambda topic: 1, lambda raw, _: batches.append(raw),
+        failures.append, Custody(),
+    )  # fmt: skip
     made._life = made._lives.begin(made._current_epoch)
+    made.tenure = made._tenure(made._life)
     return made, batches, failures
 
 
 def take_up(made: Intake) -> None:
     with pytest.MonkeyPatch.context() as patch:
         placed = lambda consumer, partitions, *_: partitions  # noqa: E731
-        patch.setattr("streamserve.adapters.intake.starting_positions", placed)
-        made._on_assign(made._life.consumer, [TopicPartition(TOPIC, 0, 0)])
+        patch.setattr("streamserve.adapters.tenure.starting_positions", placed)
+        made.tenure._on_assign(made._life.consumer, [TopicPartition(TOPIC, 0, 0)])
 
 
 def test_what_was_read_before_a_rewind_in_the_same_turn_does_not_count():
@@ -139,12 +157,12 @@ def test_what_was_read_before_a_rewind_in_the_same_turn_does_not_count():
     take_up(made)
 
     def rewound():
-        made._on_revoke(consumer, [TopicPartition(TOPIC, 0)])
+        made.tenure._on_revoke(consumer, [TopicPartition(TOPIC, 0)])
         take_up(made)
         return [said(0), said(1)]
 
     consumer.reads = [rewound]
-    made._turn(made._life)
+    made._turn(made._life, made.tenure)
     counts = [(batch.offsets.tolist(), made.custody._gate.admits(batch, 0)) for batch in batches]
     assert counts == [([7], False), ([0, 1], True)]
 
@@ -160,7 +178,7 @@ def test_a_coordinator_that_starts_is_asked_again(code):
     consumer = Told(refusals=[code, code])
     made, batches, failures = intake(consumer)
     take_up(made)
-    made._turn(made._life)
+    made._turn(made._life, made.tenure)
     sent(made, batches[0])
     made._commit(made._life)
     assert not consumer.committed
@@ -172,7 +190,7 @@ def test_a_coordinator_that_starts_is_asked_again(code):
 def test_an_end_that_left_something_in_flight_is_a_failure():
     made, _, _ = intake(consumer := Told())
     take_up(made)
-    made._turn(made._life)
+    made._turn(made._life, made.tenure)
     with pytest.raises(StreamserveError, match=r"not committed within 0\.3 s"):
         made._finish(made._life)
     assert not consumer.committed

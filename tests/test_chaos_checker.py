@@ -281,3 +281,54 @@ def test_millions_of_rows_are_no_trouble():
     made = world(each=350_000)
     found = judge(made, [everything(350_000)], predictions=without(made["predictions"], [123_456]))
     assert told(found) == {"lost: neither a prediction nor a dead letter": [id_of(made, 123_456)]}
+
+
+def lawful(**changed):
+    """A world whose events of even ids are the candidate's, and whose predictions say so."""
+    made = world()
+    inputs, predictions = made["inputs"], made["predictions"]
+
+    def columns(ids):
+        mine = ids % 2 == 0
+        return {
+            "model_version": np.where(mine, "v2", "v1"),
+            "variant": np.where(mine, "CANDIDATE", "STABLE"),
+            "reason": np.full(len(ids), "SPLIT"),
+        }
+
+    wanted = pa.table({**columns(inputs.ids), "stable": np.full(len(inputs), "v1")})
+    law = columns(inputs.ids[~inputs.malformed])
+    for name, (row, value) in changed.items():
+        law[name] = law[name].astype(object)
+        law[name][row] = value
+    return {
+        **made,
+        "inputs": replace(inputs, wanted=wanted),
+        "predictions": replace(predictions, law=pa.table(law)),
+    }
+
+
+def test_who_answers_as_the_logs_say_is_lawful():
+    assert judge(lawful()).violations == []
+
+
+BY_ANOTHER = "answered by another version, or for another reason, than the logs say"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model_version", "v9"), ("variant", "STABLE"), ("reason", "TARGETING"), ("reason", "FALLBACK")]
+)
+def test_an_answer_of_another_version_or_for_another_reason_is_named(name, value):
+    made = lawful(**{name: (3, value)})
+    assert made["inputs"].ids[~made["inputs"].malformed][3] % 2 == 0
+    assert told(judge(made)) == {BY_ANOTHER: [id_of(made, 3)]}
+
+
+def test_stable_may_answer_for_a_candidate_if_it_says_so():
+    made = lawful(model_version=(3, "v1"), variant=(3, "STABLE"), reason=(3, "FALLBACK"))
+    assert judge(made).violations == []
+    assert judge(made).fallbacks == 1
+    other = lawful(model_version=(3, "v3"), variant=(3, "STABLE"), reason=(3, "FALLBACK"))
+    assert told(judge(other)) == {BY_ANOTHER: [id_of(other, 3)]}
+    uncalled = lawful(reason=(2, "FALLBACK"))
+    assert told(judge(uncalled)) == {BY_ANOTHER: [id_of(uncalled, 2)]}

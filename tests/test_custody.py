@@ -123,3 +123,40 @@ def test_a_transaction_with_half_a_batch_is_not_committed(error):
         assert not isinstance(error, KafkaException)
     assert emitter.spoilt
     assert emitter.commit((), None, 1) is Outcome.ABORTED
+
+
+def test_what_is_routed_is_what_was_sent_and_what_is_in_flight():
+    custody, emitter = Custody(), Transactions()
+    custody.take({("a", 0): 5, ("a", 1): -2}, 7)
+    assert custody.routed([]) == {("a", 0): 5, ("a", 1): 0}, "a beginning without a number is 0"
+    first, second = batch(custody, 5), batch(custody, 6)
+    assert custody.routed([first.raw, second.raw]) == dict.fromkeys(BOTH, 7)
+    custody.send(first, lambda: emitter)
+    assert custody.routed([]) == dict.fromkeys(BOTH, 6)
+    custody.drop([("a", 1)])
+    assert custody.routed([second.raw]) == {("a", 0): 7}, "what is given up is no affair of ours"
+
+
+def test_a_recall_voids_what_is_in_flight_and_keeps_what_was_sent():
+    custody, emitter = held(), Transactions()
+    custody.send(batch(custody, 0), lambda: emitter)
+    flying = batch(custody, 1)
+    custody.recall()
+    assert custody.rewound == dict.fromkeys(BOTH, 1)
+    assert custody.routed([flying.raw]) == dict.fromkeys(BOTH, 1), "it will be routed again"
+    custody.send(flying, lambda: emitter)
+    for place in BOTH:
+        custody.led_back(place)
+    custody.send(flying, lambda: emitter)
+    assert emitter.inside == {("a", 0, 0), ("a", 1, 0)}
+    custody.send(batch(custody, 1), lambda: emitter)
+    assert custody.commit(emitter, None, 1) is Outcome.DONE
+    assert emitter.seen == {(t, p, o) for t, p in BOTH for o in (0, 1)}
+
+
+def test_a_recall_does_not_go_beyond_where_an_abort_leads():
+    custody, emitter = held(), Transactions(Outcome.ABORTED)
+    custody.send(batch(custody, 0), lambda: emitter)
+    assert custody.commit(emitter, None, 1) is Outcome.ABORTED
+    custody.recall()
+    assert custody.rewound == dict.fromkeys(BOTH, 0)

@@ -191,12 +191,12 @@ def test_the_pipeline_times_each_version_and_the_wait_before_it():
     joined = pipeline(versions)
     joined._clock_ns = lambda: next(clock)
     epochs = (RoutingEpoch(3, "v1"), RoutingEpoch(5, "v2"))
-    view = ControlView("t", epochs, {("events", 0): (Cutover(1, 4),)})
+    view = ControlView("t", epochs, {("events", 0): (Cutover(5, 4),)})
     given_ = replace(events([event(i) for i in range(9)]), first_ns=100, ready_ns=400)
     times = joined.process(given_, view, NOW).times
     assert times.versions == {"v1": 51, "v2": 8}
     assert times.wall == {
-        "gather": 300, "queue": 600, "decode": 1, "route": 1, "enrich": 1, "score": 59, "emit": 1,
+        "gather": 300, "queue": 600, "decode": 1, "route": 1, "enrich": 1, "score": 63, "emit": 1,
     }  # fmt: skip
 
 

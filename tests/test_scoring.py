@@ -25,7 +25,6 @@ class Bench:
         self.scoring = Scoring(
             SimpleNamespace(process=self.process),
             SimpleNamespace(send=self.sent.append, finished=self.finished),
-            control=lambda: None,
             record=lambda batch, sent: None,
             on_failure=self.failures.append,
             in_flight=in_flight,
@@ -45,7 +44,7 @@ class Bench:
     def feed(self, batches) -> None:
         async def stream():
             for one in batches:
-                yield one
+                yield SimpleNamespace(raw=one, view=None)
 
         asyncio.run(self.scoring.agent(stream()))
 

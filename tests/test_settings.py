@@ -42,6 +42,7 @@ VALUES = {
     "start_timeout": ("4", 4.0), "log_level": ("debug", "DEBUG"),
     "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
     "core_hour_price": ("0.1", 0.1), "batch_bytes": ("4096", 4096), "native": ("false", False),
+    "candidate_deadline": ("0.5", 0.5), "control_keys": ("/c", Path("/c")), "sign_with": ("k1", "k1"),
     "pacing": ("false", False), "store_failures": ("5", 5), "store_pause": ("0.5", 0.5), "store_pause_max": ("9", 9.0),
 }  # fmt: skip
 
@@ -145,6 +146,17 @@ def test_no_secret_is_in_what_is_printed(monkeypatch, tmp_path):
     )  # fmt: skip
     assert SECRET in found.kafka_properties["sasl.password"]
     assert SECRET not in repr(found) + str(found) + f"{found.model_copy(update={'web_port': 1})}"
+
+
+def test_the_secrets_of_control_keys_come_from_a_file_and_are_not_printed(monkeypatch, tmp_path):
+    path = tmp_path / "control.keys"
+    path.write_text(f"# ours\nk1={SECRET}\nk2 = x=y\n")
+    found = load(monkeypatch, control_keys=str(path), sign_with="k1")
+    assert found.control_secrets == {"k1": SECRET.encode(), "k2": b"x=y"}
+    assert SECRET not in repr(found) + str(found)
+    with pytest.raises(SettingsError) as told:
+        _ = load(monkeypatch, control_keys=str(tmp_path / "none")).control_secrets
+    assert "STREAMSERVE_CONTROL_KEYS" in told.value.mend
 
 
 @pytest.mark.parametrize("name", ["kafka", "redis"])

@@ -36,5 +36,6 @@ flights = Topology(
     ),
     model="flight-delay",
     outputs={"late": output("probabilities", column=1)},
+    segments=("carrier", "origin"),
     decision=threshold("late", 0.4, labels=("on_time", "late")),
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
+from streamserve.adapters.messages import headers_of
 from streamserve.control import fold
 from streamserve.errors import BrokerError, TopicError
+from streamserve.headers import Header
 
 CONTROL = "streamserve.control"
 PROGRESS = "streamserve.progress"
@@ -21,6 +23,7 @@ class LogRecord:
     offset: int
     timestamp: int
     value: bytes | None
+    headers: tuple[Header, ...] = ()
 
 
 class LogReader:
@@ -88,7 +91,8 @@ class LogReader:
             error = message.error()
             if error is None:
                 self.position = message.offset() + 1
-                yield LogRecord(message.offset(), message.timestamp()[1], message.value())
+                headers = tuple(headers_of([message])[0] or ())
+                yield LogRecord(message.offset(), message.timestamp()[1], message.value(), headers)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
                 self.position = max(self.position, message.offset())
             elif not (error.retriable() or error.code() == KafkaError._TRANSPORT or needless(error)):  # noqa: SLF001
@@ -113,7 +117,7 @@ def read_state(clients: Clients, topology: str) -> fold.State:
     try:
         state = fold.State(topology)
         for record in reader.to_end():
-            state, _ = fold.step(state, record.offset, record.value)
+            state, _ = fold.step(state, record.offset, record.value, record.headers, clients.settings.control_secrets)
         return state
     finally:
         reader.close()
@@ -127,7 +131,7 @@ class LogWriter:
         self._where = f"{clients.bootstrap} topic {topic}"
         self._producer: Producer = clients.producer(message_timeout_ms=int(seconds * 1000), linger_ms=0)
 
-    def append(self, value: bytes, key: str) -> int:
+    def append(self, value: bytes, key: str, headers: Sequence[Header] = ()) -> int:
         """Write a record, and wait until the broker has it; returns its offset.
 
         Raises:
@@ -139,6 +143,7 @@ class LogWriter:
             value,
             key,
             partition=0,
+            headers=list(headers),
             on_delivery=lambda error, message: outcome.append((error, message.offset())),
         )
         self._producer.flush(self._seconds + 1)
@@ -154,10 +159,10 @@ class LogWriter:
         return offset
 
 
-def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL) -> int:
+def append(clients: Clients, value: bytes, *, key: str, topic: str = CONTROL, headers: Sequence[Header] = ()) -> int:
     """Write one record to a log and wait for the broker; returns its offset.
 
     Raises:
         BrokerError: the broker did not acknowledge it.
     """
-    return LogWriter(clients, topic, clients.settings.start_timeout).append(value, key)
+    return LogWriter(clients, topic, clients.settings.start_timeout).append(value, key, headers)

@@ -9,21 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer
 
 from streamserve.adapters.client_io import Fill
 from streamserve.adapters.incarnation import Incarnation
-from streamserve.adapters.positions import starting_positions
+from streamserve.adapters.tenure import InForce, Tenure
 from streamserve.delivery.brake import Brake
 from streamserve.delivery.custody import Custody
 from streamserve.delivery.emitter import Emitter, Outcome, StartAnewError
 from streamserve.delivery.pacing import Pace
 from streamserve.errors import BrokerError, StreamserveError
-from streamserve.records import OutputBatch, RawBatch, Stage
-from streamserve.records import TopicPartition as Place
+from streamserve.records import ControlView, OutputBatch, RawBatch, Stage
 from streamserve.settings import Settings
 from streamserve.topology import Topology
 
@@ -49,8 +49,9 @@ class Intake:
     """Reads a topology's source and calls `deliver` with each batch, from its own thread.
 
     Args:
+        control: what is in force. A batch is handed over with the view that routes it.
         count: the partitions of a topic, asked of a client of its own.
-        deliver: takes a batch; called at most `batches_in_flight` times ahead of `finished`.
+        deliver: takes a batch and its view; called at most `batches_in_flight` times ahead of `finished`.
         on_failure: told what stopped the thread.
     """
 
@@ -59,18 +60,20 @@ class Intake:
         lives: Lives,
         topology: Topology,
         settings: Settings,
+        control: InForce,
         count: Callable[[str], int],
-        deliver: Callable[[RawBatch], None],
+        deliver: Callable[[RawBatch, ControlView], None],
         on_failure: Callable[[BaseException], None],
+        custody: Custody,
     ) -> None:
-        self._lives, self._settings, self._count = lives, settings, count
+        self._lives, self._settings, self._control, self._count = lives, settings, control, count
         self._deliver, self._on_failure = deliver, on_failure
         self._topic, self._name = topology.source.topic, topology.name
         exactly_once = topology.delivery == "exactly_once"
         self._interval = settings.transaction_interval if exactly_once else settings.commit_interval
-        self.custody = Custody()
+        self.custody = custody
         self._state = threading.Condition()
-        self._in_flight = 0
+        self._flying: deque[RawBatch] = deque()  # handed over, not finished; they finish in their order
         self._brake = Brake(settings.dead_letter_share)
         self._pace = Pace(topology.target_p99_ms / 1000, settings.batch_rows)
         self._lag: dict[int, int] = {}
@@ -167,7 +170,7 @@ class Intake:
     def finished(self) -> None:
         """A batch is sent, or was given up: there is room for another."""
         with self._state:
-            self._in_flight -= 1
+            self._flying.popleft()
             self._state.notify_all()
 
     @property
@@ -176,7 +179,26 @@ class Intake:
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        return len(self._flying)
+
+    # ---- for the tenure, in the thread
+
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def flying(self) -> tuple[RawBatch, ...]:
+        """What was handed over and is not finished."""
+        with self._state:
+            return tuple(self._flying)
+
+    def took_up(self) -> None:
+        """This life has come to something."""
+        self._fruitless_since = None
 
     # ---- the thread
 
@@ -196,11 +218,10 @@ class Intake:
                 raise
             return self._pause_after(error)
         try:
-            life.consumer.subscribe(
-                [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            tenure = self._tenure(life)
+            tenure.subscribe()
             while not self._stopping.is_set():
-                self._turn(life)
+                self._turn(life, tenure)
             self._finish(life)
         except StartAnewError as why:
             life.end(str(why))
@@ -213,6 +234,9 @@ class Intake:
             return True
         finally:
             self._end(life)
+
+    def _tenure(self, life: Incarnation) -> Tenure:
+        return Tenure(self._topic, self._settings, life, self.custody, self._control, self._count, desk=self)
 
     def _begin(self) -> Incarnation:
         life = self._lives.begin(self._current_epoch)
@@ -248,7 +272,7 @@ class Intake:
     def _current_epoch(self) -> int:
         return self.custody.epoch
 
-    def _turn(self, life: Incarnation) -> None:
+    def _turn(self, life: Incarnation, tenure: Tenure) -> None:
         late = life.ownership.superseded(self.custody.owner_epochs())
         if late:
             raise StartAnewError(f"partitions {[p for _, p in late]} have a later owner")
@@ -257,21 +281,22 @@ class Intake:
             self._lag = self._measure_lag(life.consumer)
             if time.monotonic() - self._began > SETTLED_S:
                 self._fruitless_since = None  # it lasts: there may be no partition for it
-        self._read_again(life.consumer)
+        tenure.read_again()
+        tenure.cut_over()
         for batch in self._read(life):
             with self._state:
                 self._pace.arrived(len(batch), time.monotonic())
                 self._brake.read()
-                self._in_flight += 1
-            self._deliver(batch)
+                self._flying.append(batch)
+            self._deliver(batch, self._control.view())
         if life.is_over():
             raise StartAnewError(life.why)
 
     def _read(self, life: Incarnation) -> Iterable[RawBatch]:
         now = time.monotonic()
         with self._state:
-            room = self._state.wait_for(lambda: self._in_flight < self._settings.batches_in_flight, timeout=ROOM_S)
-            most = self._brake.rows(self._settings.batch_rows, self._in_flight, now) if room else 0
+            room = self._state.wait_for(lambda: len(self._flying) < self._settings.batches_in_flight, timeout=ROOM_S)
+            most = self._brake.rows(self._settings.batch_rows, len(self._flying), now) if room else 0
         if most:
             self._last_read = now
             return life.reader.read(self._fill(most))
@@ -307,20 +332,6 @@ class Intake:
         self._committing_since = None
         return outcome
 
-    def _read_again(self, consumer: Consumer) -> None:
-        """After an abort: what is read from here on counts; what was read before, in this turn too, does not."""
-        led = []
-        for place, offset in self.custody.rewound.items():
-            try:
-                consumer.seek(TopicPartition(*place, offset))
-            except KafkaException as error:  # its fetching has not begun yet
-                LOG.info("%s-%d is led back in a moment: %s", *place, error.args[0].str())
-                continue
-            self.custody.led_back(place)
-            led.append(place[1])
-        if led:
-            LOG.warning("partitions %s are read again from the last commit", sorted(led))
-
     def _finish(self, life: Incarnation) -> None:
         """The end that a signal asked for: exit code 0 says that everything in flight was committed.
 
@@ -328,7 +339,7 @@ class Intake:
             StreamserveError: it was not.
         """
         deadline = time.monotonic() + self._settings.drain_timeout
-        done = self._drained() and self._commit_until(life, deadline)
+        done = self.drained() and self.commit_until(life, deadline)
         if not done and not self._abandoned:
             raise StreamserveError(
                 f"what was in flight was not committed within {self._settings.drain_timeout:g} s of the signal",
@@ -336,7 +347,7 @@ class Intake:
                 mend="nothing is lost, the next worker scores it again; look at the warnings above for who is slow",
             )
 
-    def _commit_until(self, life: Incarnation, deadline: float) -> bool:
+    def commit_until(self, life: Incarnation, deadline: float) -> bool:
         """Commit, and try again where the coordinator moves or starts."""
         while True:
             outcome = self._commit(life, max(deadline - time.monotonic(), LAST_COMMIT_S))
@@ -346,63 +357,9 @@ class Intake:
                 if self._state.wait_for(lambda: self._abandoned, timeout=RETRY_S) or time.monotonic() > deadline:
                     return False
 
-    def _drained(self) -> bool:
+    def drained(self) -> bool:
         """Nothing is in flight any more. False: the deadline passed first, or the worker failed."""
         limit = self._settings.drain_timeout
         with self._state:
-            self._state.wait_for(lambda: self._in_flight == 0 or self._abandoned, timeout=limit)
-            return self._in_flight == 0 and not self._abandoned
-
-    # ---- the group's calls, inside poll: `list_topics`, `poll` and `consume` of the consumer are forbidden here
-
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        life = self._life
-        if life is None or life.is_over() or not partitions:
-            consumer.incremental_assign([])
-            return
-        try:
-            owner_epoch = life.ownership.take(self._topic, [tp.partition for tp in partitions])
-            placed = starting_positions(consumer, partitions, self._settings, self._count)
-        except BrokerError as error:
-            raise StartAnewError(f"partitions can't be taken up: {error.what}") from error
-        self._fruitless_since = None
-        self.custody.take({(tp.topic, tp.partition): tp.offset for tp in placed}, owner_epoch)
-        life.reader.take(placed)
-        consumer.incremental_assign(placed)
-        LOG.info("took up partitions %s (owner epoch %d)", [tp.partition for tp in placed], owner_epoch)
-
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Finish what is in flight, commit, say so in the progress log, let go."""
-        life = self._life
-        try:
-            if life is not None and not life.is_over():
-                self._give_up(life, [(tp.topic, tp.partition) for tp in partitions])
-        finally:
-            self._let_go(consumer, partitions)
-
-    def _give_up(self, life: Incarnation, places: Sequence[Place]) -> None:
-        deadline = time.monotonic() + self._settings.drain_timeout
-        if not self._drained() and not self._abandoned:
-            LOG.error("batches are still in flight; they will be scored again")
-        epochs = self.custody.hand_over(
-            places, life.emitter, lambda: self._abandoned or self._commit_until(life, deadline)
-        )
-        if epochs and not self._abandoned:
-            try:
-                life.ownership.release(self._topic, {partition: epoch for (_, partition), epoch in epochs.items()})
-            except BrokerError as error:
-                LOG.warning("who comes next will take this worker for lost: %s", error)
-
-    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        numbers = [tp.partition for tp in partitions]
-        LOG.warning("lost partitions %s; nothing of them is committed", numbers)
-        if self._life is not None:
-            self._life.end(f"partitions {numbers} were lost")
-        self._let_go(consumer, partitions)
-
-    def _let_go(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.custody.drop((tp.topic, tp.partition) for tp in partitions)
-        if self._life is not None:
-            self._life.reader.release(partitions)
-        consumer.incremental_unassign(partitions)
-        LOG.info("gave up partitions %s", [tp.partition for tp in partitions])
+            self._state.wait_for(lambda: not self._flying or self._abandoned, timeout=limit)
+            return not self._flying and not self._abandoned

@@ -110,6 +110,9 @@ class _Flows:
         self._predictions = counter("predictions_total", "Predictions sent.")
         self._dead = counter("dead_letters_total", "Events sent to dead letters.", "stage", "error")
         self._decisions = counter("decisions_total", "Decisions, by label.", "decision")
+        self._fallbacks = counter(
+            "fallbacks_total", "Events that stable answered for a candidate.", "model_version", "why"
+        )
         self._statuses = counter("feature_status_total", "Events by what a view had for them.", "view", "status")
         self.rows_in_flight = Gauge(
             "streamserve_rows_in_flight", "Events between intake and output.", ["topology"], registry=on
@@ -125,6 +128,8 @@ class _Flows:
         rejects = Tally((reject.stage.value, reject.error) for reject in batch.rejects)
         for (stage, error), count in rejects.items():
             self._dead.labels(name, stage, error).inc(count)
+        for (version, why), count in batch.fallbacks.items():
+            self._fallbacks.labels(name, version, why).inc(count)
         for label, count in batch.decisions.items():
             self._decisions.labels(name, label).inc(count)
         for (view, status), count in batch.statuses.items():

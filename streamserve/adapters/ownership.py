@@ -19,7 +19,8 @@ from confluent_kafka import KafkaException, Producer
 from streamserve.adapters.kafka import Clients, broker_error
 from streamserve.adapters.member import Member
 from streamserve.adapters.progress_log import ProgressLog
-from streamserve.delivery.progress import Owned, Released
+from streamserve.delivery.emitter import StartAnewError
+from streamserve.delivery.progress import CutOver, Owned, Released
 from streamserve.records import TopicPartition
 
 LOG = logging.getLogger("streamserve.ownership")
@@ -94,6 +95,22 @@ class Ownership:
             BrokerError: the log did not take it in time; whoever comes next fences us.
         """
         self._log.append(Released(**self._who.signature(topic), owner_epochs=dict(owner_epochs)))
+
+    def cut_over(self, topic: str, epoch: int, offsets: Mapping[int, int], owner_epochs: Mapping[int, int]) -> None:
+        """Partitions obey an epoch from these offsets on; nothing from there on may be routed before this returns.
+
+        Raises:
+            StartAnewError: another owns one of them by now.
+            BrokerError: the log did not answer in time.
+        """
+        record = CutOver(
+            **self._who.signature(topic), epoch=epoch, offsets=dict(offsets), owner_epochs=dict(owner_epochs)
+        )
+        self._log.wait_for(self._log.append(record))
+        _, found = self._log.cutovers()
+        refused = [p for p in offsets if not any(cut.epoch == epoch for cut in found.get((topic, p), ()))]
+        if refused:
+            raise StartAnewError(f"partitions {refused} have a later owner")
 
     def superseded(self, owner_epochs: Mapping[TopicPartition, int]) -> list[TopicPartition]:
         return self._log.superseded(owner_epochs.items())

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from streamserve.adapters.control_log import PROGRESS, LogReader, LogRecord, LogWriter
 from streamserve.adapters.kafka import Clients
-from streamserve.delivery.progress import Owned, Progress, Released
+from streamserve.delivery.progress import Form, Progress
 from streamserve.errors import BrokerError
-from streamserve.records import TopicPartition
+from streamserve.records import Cutover, TopicPartition
 
 LOG = logging.getLogger("streamserve.progress")
 ASK_S, ANSWER_S = 3.0, 2.0  # a log that stood still for so long is asked for its end; how long the answer may take
@@ -60,7 +60,7 @@ class ProgressLog:
         silent = time.monotonic() - self._heard
         return f"the broker has not answered for {silent:.0f} s" if silent > SILENT_S else ""
 
-    def append(self, record: Owned | Released) -> int:
+    def append(self, record: Form) -> int:
         """Write a record, and wait until the broker has it; returns its offset.
 
         Raises:
@@ -91,6 +91,16 @@ class ProgressLog:
         """Transactional ids of whoever claimed one of these before this owner epoch, and did not release it."""
         with self._changed:
             return sorted(self._fold.before(partitions, owner_epoch))
+
+    @property
+    def cutover_count(self) -> int:
+        """Grows with each cutover that was read."""
+        return self._fold.cutover_count
+
+    def cutovers(self) -> tuple[int, dict[TopicPartition, tuple[Cutover, ...]]]:
+        """The count, and the cutovers by partition, as of the same moment."""
+        with self._changed:
+            return self._fold.cutover_count, self._fold.cutovers()
 
     def close(self) -> None:
         self._reader.close()

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient
 
 from streamserve.adapters.control_log import CONTROL, PROGRESS
+from streamserve.adapters.heartbeats import STATUS
 from streamserve.adapters.kafka import Clients, missing_right
 from streamserve.topology import Topology
 
@@ -28,6 +29,7 @@ def topic_rights(topology: Topology) -> dict[str, tuple[AclOperation, ...]]:
         topology.source.topic: (READ,),
         CONTROL: (READ,),
         PROGRESS: (READ, WRITE),
+        STATUS: (WRITE,),
         topology.topic("predictions"): (WRITE,),
         topology.topic("dead-letters"): (WRITE,),
     }

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from streamserve.adapters.metrics import Sent
 from streamserve.pipeline.pipeline import Pipeline
-from streamserve.records import ControlView, OutputBatch, RawBatch
+from streamserve.records import OutputBatch, Routed
 
 LOG = logging.getLogger("streamserve.scoring")
 
@@ -33,7 +33,6 @@ class Scoring:
     """Joins a batch topic to a pipeline and an outlet.
 
     Args:
-        control: gives the control view in force; asked once a batch, when its work begins.
         record: told of every batch that was sent.
         on_failure: told of what stops the worker.
     """
@@ -43,33 +42,32 @@ class Scoring:
         pipeline: Pipeline,
         outlet: Outlet,
         *,
-        control: Callable[[], ControlView],
         record: Callable[[OutputBatch, Sent], None],
         on_failure: Callable[[BaseException], None],
         in_flight: int,
     ) -> None:
         self._pipeline, self._outlet = pipeline, outlet
-        self._control, self._record, self._on_failure = control, record, on_failure
+        self._record, self._on_failure = record, on_failure
         self._workers = [ThreadPoolExecutor(1, f"score-{number}") for number in range(in_flight)]
         self._load = [0] * in_flight  # batches of each
         self._turn = threading.Condition()
         self._taken = self._sent = 0
         self._failed = False
 
-    async def agent(self, batches: AsyncIterable[RawBatch]) -> None:
+    async def agent(self, batches: AsyncIterable[Routed]) -> None:
         """The Faust agent's function."""
-        async for raw in batches:
+        async for batch in batches:
             with self._turn:
                 number, self._taken = self._taken, self._taken + 1
                 # The first of the least busy: under a light load it is always the same, and its caches are warm
                 worker = min(range(len(self._load)), key=self._load.__getitem__)
                 self._load[worker] += 1
-            self._workers[worker].submit(self._work, worker, number, raw)
+            self._workers[worker].submit(self._work, worker, number, batch)
 
-    def _work(self, worker: int, number: int, raw: RawBatch) -> None:
+    def _work(self, worker: int, number: int, routed: Routed) -> None:
         """A batch from its bytes to the client's queue, in one thread: each hand-over would cost 0.3 ms."""
         try:
-            batch = self._pipeline.process(raw, self._control(), time.time_ns() // 1_000_000)
+            batch = self._pipeline.process(routed.raw, routed.view, time.time_ns() // 1_000_000)
             with self._turn:
                 self._turn.wait_for(lambda: self._failed or self._sent == number)
                 if self._failed:

@@ -16,14 +16,14 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from streamserve import __version__
 from streamserve.adapters.batch_topic import App, batches, make_app
-from streamserve.adapters.control_log import LogReader
+from streamserve.adapters.control_state import Control
 from streamserve.adapters.incarnation import Incarnations
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
@@ -34,9 +34,13 @@ from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
+from streamserve.agents.preparing import Preparing
+from streamserve.agents.presence import Presence
 from streamserve.agents.scoring import Scoring
+from streamserve.agents.trials import Trials
 from streamserve.agents.web import Health, add_pages
-from streamserve.control import fold
+from streamserve.control.state import State
+from streamserve.delivery.custody import Custody
 from streamserve.errors import ControlError, SettingsError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
@@ -45,7 +49,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, RawBatch
+from streamserve.records import ControlView, RawBatch, Routed, TopicPartition
 from streamserve.settings import Settings
 from streamserve.simulate.describe import check_features
 from streamserve.simulate.load import load_schema
@@ -69,6 +73,7 @@ class Worker:
         self.topology, self.settings = topology, settings
         self.health = Health()
         self._failure: BaseException | None = None
+        self._custody = Custody()
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = threading.Event()
@@ -84,25 +89,29 @@ class Worker:
         if topology.views:
             self._store.check()
             self.health.store = self._store.reading
-        self._log = LogReader(self._clients)
-        self._state = self._fold_to_end(catalogue)
         self._progress = ProgressLog(self._clients, topology.name)
+        self._control = Control(self._clients, topology.name, self._progress)
+        self._check_control(catalogue)
         versions = LoadedVersions(
             Registry(settings.registry),
             catalogue,
             schema,
             partial(OnnxSession, settings=SessionSettings.of(settings)),
             warm_rows=(1, settings.batch_rows),
-            pinned=lambda: dict(self._state.manifests),
+            pinned=lambda: dict(self._control.state.manifests),
         )
-        for epoch in self._state.epochs:
-            versions.get(epoch.stable)
+        versions.get(self._control.state.stable)  # without it there is nothing to serve
+        name = f"{platform.node()}-{os.getpid()}"
+        self._presence = Presence(self._clients, topology.name, name, self._progress, self._control)
+        self._versions, self._preparing = versions, Preparing(versions, self._wanted, self._presence.prepared)
+        while self._preparing.turn():
+            pass  # who joins later warms every version in force first
         ids = schema_ids(settings)
         predictions = topology.topic("predictions")
         pipeline = Pipeline(
             catalogue,
-            _decoder(catalogue, schema, ids),
-            versions,
+            _decoder(catalogue, schema, ids, self._control.state.segments),
+            Trials(versions, settings.candidate_deadline, settings.batches_in_flight),
             self._store,
             schema_id=ids.id_of(f"{predictions}-value", SCHEMA_TEXT),
             limits=topics.limits(predictions),
@@ -116,15 +125,16 @@ class Worker:
             Incarnations(self._clients, topology, group, self._progress, limits),
             topology,
             settings,
+            self._control,
             lambda topic: self._clients.partitions(admin, topic),
             self._hand_over,
             self._fail,
+            self._custody,
         )
         self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
         self._scoring = Scoring(
             pipeline,
             self._intake,
-            control=self._view,
             record=self.metrics.record,
             on_failure=self._fail,
             in_flight=settings.batches_in_flight,
@@ -133,10 +143,9 @@ class Worker:
 
     # ---- control
 
-    def _fold_to_end(self, catalogue: Catalogue) -> fold.State:
-        state = fold.State(self.topology.name)
-        for record in self._log.to_end():
-            state = self._step(state, record.offset, record.value)
+    def _check_control(self, catalogue: Catalogue) -> None:
+        state = self._control.state
+        self._refuse_held()
         if not state.initialised:
             raise ControlError(
                 f"no version of {self.topology.name} is in force: the control log has no init of it",
@@ -152,18 +161,21 @@ class Worker:
             )
         if state.fingerprint and state.fingerprint != catalogue.fingerprint():
             LOG.warning("the topology file changed since init; versions are compared feature by feature")
-        return state
 
-    def _step(self, state: fold.State, offset: int, value: bytes | None) -> fold.State:
-        state, outcome = fold.step(state, offset, value)
-        if outcome.rejection is not None:
-            LOG.warning("control %d rejected: %s %s", offset, outcome.rejection.value, outcome.detail)
-        return state
+    def _refuse_held(self) -> None:
+        """A worker that can't judge a command must not reject what others accept: it leaves the group.
 
-    def _view(self) -> ControlView:
-        return self._state.view()
+        Raises:
+            ControlError: it holds.
+        """
+        if self._control.state.held:
+            raise ControlError(
+                f"this worker can't follow the control log any further: {self._control.state.held}",
+                where="topic streamserve.control",
+                mend="give it the secrets of the listed keys (STREAMSERVE_CONTROL_KEYS), or a newer release",
+            )
 
-    def _follow(self, log: LogReader | ProgressLog, read: Callable[[], None]) -> None:
+    def _follow(self, log: Control | ProgressLog, read: Callable[[], None]) -> None:
         try:
             while not self._closing.is_set():
                 read()
@@ -172,18 +184,27 @@ class Worker:
         finally:
             log.close()
 
+    def _beside(self, run: Callable[..., None], *args: object) -> None:
+        try:
+            run(*args)
+        except BaseException as error:  # noqa: BLE001  (who can't prepare versions, or be heard, is no worker)
+            self._fail(error)
+
     def _read_control(self) -> None:
-        for record in self._log.poll(CONTROL_POLL_S):
-            self._state = self._step(self._state, record.offset, record.value)
-            if self._closing.is_set():  # a log that never comes to its end is no reason to stay
-                break
+        # A log that never comes to its end is no reason to stay
+        self._control.read(CONTROL_POLL_S, until=self._closing.is_set)
+        self._refuse_held()
+
+    def _wanted(self) -> tuple[State, ControlView, Mapping[TopicPartition, int]]:
+        """What versions are to be loaded by."""
+        return self._control.state, self._control.view(), self._custody.begins()
 
     # ---- between the threads
 
-    def _hand_over(self, batch: RawBatch) -> None:
+    def _hand_over(self, batch: RawBatch, view: ControlView) -> None:
         assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
         self.metrics.took(batch)
-        self._topic.hand_over(batch, self._loop)
+        self._topic.hand_over(Routed(batch, view), self._loop)
 
     def _fail(self, error: BaseException) -> None:
         """From any thread: stop the worker with this error; what is not committed will be scored again."""
@@ -264,16 +285,31 @@ class Worker:
         followers = [
             threading.Thread(target=self._follow, args=args, name=name, daemon=True)
             for name, *args in (
-                ("control", self._log, self._read_control),
+                ("control", self._control, self._read_control),
                 ("progress", self._progress, self._progress.read),
             )
         ]
+        followers += [
+            threading.Thread(target=self._beside, args=args, name=name, daemon=True)
+            for name, *args in (
+                ("versions", self._preparing.run, self._closing),
+                (
+                    "status", self._presence.run, self._closing, self._intake, self._versions, self._preparing,
+                    self.health,
+                ),
+            )
+        ]  # fmt: skip
         for follower in followers:
             follower.start()
         self._intake.start()
         self.health.serving = True
         pages = f"http://{self.settings.web_host}:{self._app.conf.web_port}"
-        LOG.info("serving %s, control epoch %d, pages at %s", self.topology.name, self._state.epochs[-1].number, pages)
+        LOG.info(
+            "serving %s, control epoch %d, pages at %s",
+            self.topology.name,
+            self._control.state.epochs[-1].number,
+            pages,
+        )
         await self._stop.wait()
         self.health.serving = False
         self._intake.stop()
@@ -332,14 +368,15 @@ def _unwritable(error: OSError, where: str) -> SettingsError:
     )
 
 
-def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds) -> EventDecoder:
+def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds, segments: Iterable[str]) -> EventDecoder:
+    """segments: fields that rules may name, as the control log lists them: every worker alike has to know them."""
     source = catalogue.topology.source
     if source.format == "avro":
         ids.id_of(f"{source.topic}-value", schema.text)
     return EventDecoder(
         schema,
         format=source.format,
-        paths=catalogue.paths(),
+        paths={*catalogue.paths(), *segments},
         event_time=source.event_time,
         writers=ids if source.format == "avro" else None,
     )

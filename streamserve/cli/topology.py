@@ -62,6 +62,7 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
         stable=version,
         salt=uuid.uuid4().hex[:12],
         fingerprint=catalogue.fingerprint(),
+        segments=topology.segments,
         manifest=registry.manifest_sha256(topology.model, version),
     )
     offset = append(clients, json.dumps(command.model_dump(mode="json")).encode(), key=topology.name)

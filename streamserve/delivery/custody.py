@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
+
 from streamserve.delivery.emitter import BoundaryHook, Emitter, Membership, Outcome
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Ledger
-from streamserve.records import OutputBatch, TopicPartition
+from streamserve.records import OutputBatch, RawBatch, TopicPartition
 
 
 class Custody:
@@ -36,6 +38,11 @@ class Custody:
 
     def owner_epochs(self) -> dict[TopicPartition, int]:
         return self._ledger.owner_epochs()
+
+    def begins(self) -> dict[TopicPartition, int]:
+        """Of each partition, the first offset that is not committed."""
+        with self._whole:
+            return self._ledger.begins()
 
     def take(self, begins: Mapping[TopicPartition, int], owner_epoch: int) -> None:
         """Partitions were taken up: where each is read from, and under which owner epoch."""
@@ -96,6 +103,29 @@ class Custody:
         emitter.abort()
         self._rewound = self._ledger.rewind()
         self._gate.close(self._rewound)
+
+    def routed(self, in_flight: Iterable[RawBatch]) -> dict[TopicPartition, int]:
+        """Of each partition, the first offset that was not handed over to be scored; what is void does not count.
+
+        in_flight: whatever was handed over and is not finished, noted before this is asked.
+        """
+        with self._whole:
+            found = {place: max(offset, 0) for place, offset in self._ledger.unsent().items()}
+            for raw in in_flight:
+                for partition in np.unique(raw.partitions).tolist():
+                    if self._gate.admits(raw, partition):
+                        last = int(raw.offsets[raw.partitions == partition][-1])
+                        place = raw.topic, partition
+                        found[place] = max(found.get(place, 0), last + 1)
+        return found
+
+    def recall(self) -> None:
+        """What was handed over and is not sent is void; it is to be read again, from where nothing was sent."""
+        with self._whole:
+            unsent = self._ledger.unsent()
+            # What waits to be led back goes where the abort said: that lies below
+            self._rewound = {**unsent, **self._rewound}
+            self._gate.close(unsent)
 
     @property
     def rewound(self) -> Mapping[TopicPartition, int]:

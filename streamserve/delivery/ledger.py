@@ -90,6 +90,14 @@ class Ledger:
             account.first, account.sent = None, account.committed
         return {partition: account.begin for partition, account in self._accounts.items()}
 
+    def unsent(self) -> dict[TopicPartition, int]:
+        """Of each partition, the first offset of which nothing was sent, as the client takes it."""
+        return {p: account.begin if account.sent is None else account.sent for p, account in self._accounts.items()}
+
+    def begins(self) -> dict[TopicPartition, int]:
+        """Where each partition would be read again from."""
+        return {partition: max(account.begin, 0) for partition, account in self._accounts.items()}
+
     def owner_epochs(self) -> dict[TopicPartition, int]:
         return {partition: account.owner_epoch for partition, account in self._accounts.items()}
 

@@ -6,7 +6,7 @@ state between batches and may run several at once; their order is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -14,9 +14,11 @@ from typing import Protocol
 import numpy as np
 
 from streamserve.features.catalogue import Catalogue
+from streamserve.features.columns import BatchColumns
 from streamserve.features.rows import FeatureStore
 from streamserve.models.plan import FeaturePlan
 from streamserve.pipeline import emit
+from streamserve.pipeline.candidates import Attempt, Trial, attempt
 from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.emit import TimestampLimits
 from streamserve.pipeline.encode import encode
@@ -36,6 +38,7 @@ from streamserve.records import (
     Stage,
     StageTimes,
     TopicPartition,
+    Variant,
 )
 
 
@@ -52,10 +55,17 @@ class Versions(Protocol):
         """A version that is loaded and warm."""
         ...
 
+    def trial(self, version: str) -> Trial | None:
+        """The same for a rollout's candidate, which may fail; None: it is not loaded."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Everything that is known of a batch on its way; what `explain` and the tests look into."""
+    """Everything that is known of a batch on its way; what `explain` and the tests look into.
+
+    assignment: who answered in the end. fallbacks: by candidate and error, the events that stable answered for it.
+    """
 
     events: EventBatch
     assignment: Assignment
@@ -63,6 +73,7 @@ class Result:
     scores: tuple[Scores, ...]
     rejects: tuple[Reject, ...]
     times: StageTimes
+    fallbacks: Mapping[tuple[str, str], int]
 
 
 class Pipeline:
@@ -109,32 +120,33 @@ class Pipeline:
         events = self._decoder.decode(raw)
         marks.append(clock_ns())
         assignment = route(events, view)
-        loaded = {
-            name: self._versions.get(name)
-            for place, name in enumerate(assignment.versions)
-            if (assignment.version == place).any()
-        }
+        tried = {name: (self._versions.trial(name), rows) for name, rows in assignment.tried()}
+        loaded = {name: self._versions.get(name) for name in assignment.standing()}
         marks.append(clock_ns())
-        columns = open_columns(self._catalogue, events, [v.plan for v in loaded.values()], self._store)
-        matrices = tuple(
-            build_matrix(name, version.plan, columns, assignment.rows_of(name)) for name, version in loaded.items()
-        )
+        plans = [one.plan for one in (*loaded.values(), *(trial for trial, _ in tried.values())) if one is not None]
+        columns = open_columns(self._catalogue, events, plans, self._store)
+        attempts = [attempt(name, trial, columns, rows) for name, (trial, rows) in tried.items()]
+        matrices = [
+            build_matrix(name, version.plan, columns, rows)
+            for name, version in loaded.items()
+            if len(rows := assignment.rows_of(name, Variant.STABLE))
+        ]
         marks.append(clock_ns())
-        scores, ends = [], [marks[-1]]
+        answers = _Answers(loaded, columns, clock_ns)
         for matrix in matrices:
-            scores.append(loaded[matrix.version].scorer.score(matrix, events.rows))
-            ends.append(clock_ns())
-        marks.append(ends[-1])
-        rejects = (
-            *events.rejects,
-            *(reject for matrix in matrices for reject in matrix.rejects),
-            *(reject for said in scores for reject in said.rejects),
-        )
+            answers.score(matrix)
+        for one in attempts:
+            assignment = answers.conclude(one, assignment)
+        marks.append(clock_ns())
+        rejects = (*events.rejects, *answers.rejects())
         stages = (Stage.DECODE, Stage.ROUTE, Stage.ENRICH, Stage.SCORE)
         wall = {stage.value: stop - start for stage, (start, stop) in zip(stages, pairwise(marks), strict=True)}
-        by_version = {m.version: stop - start for m, (start, stop) in zip(matrices, pairwise(ends), strict=True)}
-        times = StageTimes({**_waits(raw, marks[0]), **wall}, by_version)
-        return Result(events, assignment, matrices, tuple(scores), rejects, times)
+        times = StageTimes({**_waits(raw, marks[0]), **wall}, answers.times)
+        fallbacks = {(one.version, one.why): len(one.fallen) for one in attempts if len(one.fallen)}
+        made = [*answers.stable, *((one.matrix, one.scores) for one in attempts if one.matrix and one.scores)]
+        return Result(
+            events, assignment, tuple(m for m, _ in made), tuple(said for _, said in made), rejects, times, fallbacks
+        )
 
     def process(self, raw: RawBatch, view: ControlView, now_ms: int) -> OutputBatch:
         """What a batch causes, ready to be sent. now_ms: the wall clock, milliseconds since 1970."""
@@ -152,9 +164,39 @@ class Pipeline:
             events=len(rows),
             rejects=result.rejects,
             decisions=_count_decisions(result.scores),
+            fallbacks=result.fallbacks,
             statuses=_count_statuses(result.matrices),
             times=StageTimes(wall, result.times.versions),
         )
+
+
+class _Answers:
+    """What stable versions said of a batch, and how long each version took."""
+
+    def __init__(self, loaded: Mapping[str, LoadedVersion], columns: BatchColumns, clock_ns: Callable[[], int]) -> None:
+        self._loaded, self._columns, self._clock_ns = loaded, columns, clock_ns
+        self._began = clock_ns()
+        self.stable: list[tuple[FeatureMatrix, Scores]] = []
+        self.times: dict[str, int] = {}
+
+    def score(self, matrix: FeatureMatrix) -> None:
+        """Have a stable version answer."""
+        started = self._clock_ns()
+        self.stable.append((matrix, self._loaded[matrix.version].scorer.score(matrix, self._columns.events.rows)))
+        self.times[matrix.version] = self.times.get(matrix.version, 0) + self._clock_ns() - started
+
+    def conclude(self, one: Attempt, assignment: Assignment) -> Assignment:
+        """Wait for a candidate, and have stable answer for the events that it leaves."""
+        one.conclude()
+        self.times.setdefault(one.version, self._clock_ns() - self._began)
+        fallen = one.fallen
+        for place in np.unique(assignment.stable[fallen]).tolist():
+            name, rows = assignment.versions[place], fallen[assignment.stable[fallen] == place]
+            self.score(build_matrix(name, self._loaded[name].plan, self._columns, rows))
+        return assignment.fallen_back(fallen) if len(fallen) else assignment
+
+    def rejects(self) -> list[Reject]:
+        return [reject for matrix, said in self.stable for reject in (*matrix.rejects, *said.rejects)]
 
 
 def _waits(raw: RawBatch, began_ns: int) -> dict[str, int]:

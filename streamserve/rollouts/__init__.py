@@ -1,1 +1,1 @@
-"""Rollouts, pure: who scores what beyond stable (buckets, ramps, guardrails). Empty so far."""
+"""Rollouts, pure: who scores what beyond stable. So far the buckets of keys, and rules. No log comes in, no clock."""

@@ -66,7 +66,7 @@ def check_features(catalogue: Catalogue, schema: EventSchema) -> None:
     if source.event_time:
         expected = "a timestamp, a date or a long of milliseconds"
         _expect(topology.name, "the event time", source.event_time, schema, _moment, expected, "")
-    for path in catalogue.paths():
+    for path in (*catalogue.paths(), *topology.segments):
         schema.column_type(path)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,28 @@ from streamserve.models.manifest import Input, Manifest
 from streamserve.models.plan import FeaturePlan
 from streamserve.models.registry import Registry
 from streamserve.models.session import Array, Loader, Session
+from streamserve.pipeline.candidates import Finish
 from streamserve.pipeline.pipeline import LoadedVersion
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.pipeline.score import Scorer
+from streamserve.records import FeatureMatrix, Int64s
 from streamserve.simulate.golden import check_golden
 
 LOG = logging.getLogger("streamserve.versions")
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A candidate that scores in the thread that asks."""
+
+    version: LoadedVersion
+
+    @property
+    def plan(self) -> FeaturePlan:
+        return self.version.plan
+
+    def begin(self, matrix: FeatureMatrix, raw_rows: Int64s) -> Finish:
+        return lambda: self.version.scorer.score(matrix, raw_rows)
 
 
 class LoadedVersions:
@@ -56,6 +73,24 @@ class LoadedVersions:
                 found = self._loaded.get(version) or self._prepare(version)
                 self._loaded[version] = found
         return found
+
+    def trial(self, version: str) -> Direct:
+        """The same, as a rollout's candidate: there is time, so it is loaded."""
+        return Direct(self.get(version))
+
+    def ready(self, version: str) -> LoadedVersion | None:
+        """The version if it is loaded and warm; loads nothing."""
+        return self._loaded.get(version)
+
+    def loaded(self) -> frozenset[str]:
+        return frozenset(self._loaded)
+
+    def keep(self, versions: Collection[str]) -> frozenset[str]:
+        """Free all others; returns what was freed. One that is needed again is loaded again."""
+        with self._lock:
+            gone = self.loaded() - frozenset(versions)
+            self._loaded = {name: one for name, one in self._loaded.items() if name not in gone}
+        return gone
 
     def _prepare(self, version: str) -> LoadedVersion:
         model = self._catalogue.topology.model

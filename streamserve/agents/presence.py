@@ -1,0 +1,70 @@
+"""What a worker says of itself to whoever sends commands: its heartbeats, and how the loading of versions went."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from streamserve import __version__
+from streamserve.adapters.control_state import Control
+from streamserve.adapters.heartbeats import Heartbeats
+from streamserve.adapters.intake import Intake
+from streamserve.adapters.kafka import Clients
+from streamserve.adapters.progress_log import ProgressLog
+from streamserve.agents.preparing import Preparing, Shelf
+from streamserve.agents.web import Health
+from streamserve.delivery.cutovers import in_force
+from streamserve.delivery.progress import Prepared
+from streamserve.errors import BrokerError
+from streamserve.rollouts.heartbeat import Heartbeat
+
+LOG = logging.getLogger("streamserve.worker")
+
+
+class Presence:
+    """Of one worker. name: host and process."""
+
+    def __init__(self, clients: Clients, topology: str, name: str, log: ProgressLog, control: Control) -> None:
+        self._topology, self._name, self._log, self._control = topology, name, log, control
+        self._heartbeats = Heartbeats(clients, self._beat)
+
+    def prepared(self, version: str, why_not: str, seconds: float) -> None:
+        """Tell the progress log how the loading of a version went."""
+        record = Prepared(
+            topology=self._topology,
+            worker=self._name,
+            incarnation=self._name,
+            release=__version__,
+            version=version,
+            manifest=self._control.state.manifest(version) or "",
+            why_not=why_not[:2000],
+            seconds=seconds,
+        )
+        try:
+            self._log.append(record)
+        except BrokerError as error:
+            LOG.warning("the progress log was not told of version %s: %s", version, error.what)
+
+    def run(self, closing: threading.Event, intake: Intake, shelf: Shelf, preparing: Preparing, health: Health) -> None:
+        """Beat until the worker closes. A thread's of its own."""
+        self._intake, self._shelf, self._preparing, self._health = intake, shelf, preparing, health
+        self._heartbeats.run(closing)
+
+    def _beat(self, last: bool) -> Heartbeat:  # noqa: FBT001
+        view, why = self._control.view(), self._health.why
+        owned = sorted(self._intake.custody.partitions)
+        return Heartbeat(
+            topology=self._topology,
+            worker=self._name,
+            release=__version__,
+            at=time.time_ns() // 1_000_000,
+            ready=not why,
+            why=why[:2000],
+            leaving=last,
+            control=view.epochs[-1].number,
+            partitions={place[1]: in_force(view.epochs, view.cutovers, place) for place in owned},
+            lag=sum(self._intake.lag().values()),
+            versions=tuple(sorted(self._shelf.loaded())),
+            failed=dict(self._preparing.failed),
+        )

@@ -1,0 +1,170 @@
+"""`streamserve rollout status|history`: what is in force and how far it took hold; and who sent which command when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from streamserve.adapters.control_sender import ControlDesk, Effects, workers
+from streamserve.adapters.kafka import Clients
+from streamserve.cli.common import out, print_whole, quiet_pipe, settings, topology_argument
+from streamserve.cli.weights import percent
+from streamserve.control.outcome import Outcome
+from streamserve.control.state import State
+from streamserve.rollouts.heartbeat import Heartbeat
+from streamserve.topology import Topology
+
+REFRESH_S = 1.0
+GOOD, BAD, DIM = "green", "red", "dim"
+LABELS = {"kind", "command_id", "topology", "expected_generation", "actor", "reason", "schema_version", "manifest"}
+
+
+@click.command()
+@topology_argument
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+def status(topology: Topology, watch: bool) -> None:
+    """Show versions, weights, workers and how far the last command took hold."""
+    clients = Clients(settings())
+    desk = ControlDesk(clients, topology.name)
+    effects = Effects(clients, topology.name, topology.source.topic)
+    try:
+        with quiet_pipe():
+            if not watch:
+                out().print(_look(clients, topology, desk, effects))
+                return
+            with Live(console=out(), auto_refresh=False, screen=False) as live:
+                while True:
+                    live.update(_look(clients, topology, desk, effects), refresh=True)
+                    time.sleep(REFRESH_S)
+    finally:
+        effects.close()
+        desk.close()
+
+
+def _look(clients: Clients, topology: Topology, desk: ControlDesk, effects: Effects) -> Group:
+    for _ in desk.judged():
+        pass
+    if not desk.state.initialised:
+        return Group(Text(f"{topology.name}: no version is in force; `streamserve topology init` puts one"))
+    effect = effects.look(desk.state)
+    return tree(desk.state, str(effect), effect.whole, effects.epochs(desk.state), workers(clients, topology.name))
+
+
+def tree(state: State, effect: str, whole: bool, epochs: dict[int, int], living: Sequence[Heartbeat]) -> Group:
+    """Everything, drawn. effect: how far the last epoch took hold."""
+    root = Tree(Text(f"{state.topology}  model {state.model}  generation {state.generation}", style="bold"))
+    last = state.epochs[-1]
+    root.add(Text.assemble(f"control epoch {last.number}  ", (effect, GOOD if whole else "yellow")))
+    if not whole:
+        behind = {at for at in epochs.values() if at < last.number}
+        for at in sorted(behind):
+            root.children[-1].add(f"at epoch {at}: partitions {[p for p, e in epochs.items() if e == at]}")
+    root.add(_stable(state))
+    root.add(_rollout(state))
+    if state.held:
+        root.add(Text(f"held: {state.held}", style=BAD))
+    root.add(_fleet(state, living))
+    return Group(root)
+
+
+def _stable(state: State) -> Text:
+    killed = f"  instead of {state.instead_of}, which is killed" if state.instead_of else ""
+    others = sorted(state.killed - {state.instead_of})
+    return Text.assemble(
+        ("stable ", DIM), (state.stable, GOOD), killed, f"  killed: {', '.join(others)}" if others else ""
+    )
+
+
+def _rollout(state: State) -> Tree:
+    found = state.rollout
+    if found is None:
+        return Tree(Text("no rollout is open", style=DIM))
+    branch = Tree(
+        Text.assemble(("rollout ", DIM), (found.id, "bold"), f"  {found.phase.value}, since offset {found.opened_at}")
+    )
+    share = percent(found.weight_bp) if found.shifted else "0%, nothing was shifted"
+    branch.add(Text.assemble(("candidate ", DIM), (found.candidate, "cyan"), f"  answers for {share}"))
+    if found.shadow_bp:
+        of = f" of {dict(found.shadow_where)}" if found.shadow_where else ""
+        branch.add(f"shadows {percent(found.shadow_bp)}{of}")
+    for rule in found.rules:
+        branch.add(f"{'always' if rule.candidate else 'never'}: {dict(rule.where)}")
+    return branch
+
+
+def _fleet(state: State, living: Sequence[Heartbeat]) -> Tree:
+    wanted = [state.stable, *([state.rollout.candidate] if state.rollout else [])]
+    branch = Tree(Text(f"{len(living)} workers live" if living else "no worker lives", style="" if living else BAD))
+    for one in living:
+        node = branch.add(
+            Text.assemble(
+                (one.worker, GOOD if one.ready else BAD),
+                f"  partitions {sorted(one.partitions)}  lag {one.lag:,}" + (f"  {one.why}" if one.why else ""),
+            )
+        )
+        for version in wanted:
+            node.add(
+                Text.assemble(f"{version} ", ("ready", GOOD))
+                if version in one.versions
+                else Text.assemble(f"{version} ", (one.failed.get(version, "loading"), BAD))
+            )
+    return branch
+
+
+@click.command()
+@topology_argument
+def history(topology: Topology) -> None:
+    """List every command of the topology: who, when, what, why, and what became of it."""
+    clients = Clients(settings())
+    desk = ControlDesk.unread(clients, topology.name)
+    table = Table("offset", "time (UTC)", "who", "what", "why", "became", box=None, header_style="bold")
+    try:
+        for record, outcome in desk.judged():
+            if outcome.accepted or outcome.rejection is not None or outcome.held:
+                at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+                table.add_row(str(record.offset), f"{at:%Y-%m-%d %H:%M:%S}", *described(outcome))
+    finally:
+        desk.close()
+    with quiet_pipe():
+        print_whole(out(), table)
+
+
+def described(outcome: Outcome) -> tuple[str, str, str, Text]:
+    """Who, what, why, and what became of it."""
+    label = outcome.label
+    if outcome.held:
+        became = Text(f"held: {outcome.detail}", style=BAD)
+    elif outcome.rejection is not None:
+        became = Text(f"{outcome.rejection.value}: {outcome.detail}", style=BAD)
+    elif outcome.epoch is not None:
+        became = Text(f"epoch {outcome.epoch.number}", style=GOOD)
+    else:
+        became = Text("accepted", style=GOOD)
+    return label.actor or "", what(outcome), label.reason or "", became
+
+
+def what(outcome: Outcome) -> str:
+    """A command in a few words."""
+    command = outcome.command
+    if command is None:
+        return outcome.label.kind or "?"
+    left_out = {
+        "kind",
+        "command_id",
+        "topology",
+        "expected_generation",
+        "actor",
+        "reason",
+        "schema_version",
+        "manifest",
+    }
+    fields = command.model_dump(mode="json", exclude_none=True, exclude=left_out, exclude_defaults=True)
+    return " ".join([command.kind, *(f"{name}={value}" for name, value in fields.items())])
