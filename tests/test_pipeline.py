@@ -28,6 +28,7 @@ from streamserve.pipeline.prediction import PINNED_ID
 from streamserve.pipeline.score import Scorer
 from streamserve.records import ControlView, Cutover, FeatureMatrix, RawBatch, RoutingEpoch, binary
 from streamserve.simulate.offline import MemoryStore
+from streamserve.simulate.versions import Direct
 from streamserve.testing import StubModel
 from streamserve.topology import View, argmax, derived, field, output, stored, threshold
 
@@ -71,6 +72,9 @@ THREE = version("v3", ("w.r", "x"), StubModel({"in": 2}, {"y": 1}, lambda x: x.s
 class Versions(dict):
     def get(self, version):
         return self[version]
+
+    def trial(self, version):
+        return Direct(self[version])
 
 
 def pipeline(versions=None, rows=None, topology=TOPOLOGY, catalogue=CATALOGUE, schema_id=PINNED_ID):

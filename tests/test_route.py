@@ -262,6 +262,24 @@ def test_an_event_without_a_key_goes_to_stable_even_at_the_full_weight_unless_a_
     assert {one[:3] for one in told(route(events, ruled))} == {("v2", Variant.CANDIDATE, Reason.TARGETING)}
 
 
+def test_a_batch_over_two_salts_draws_each_event_by_the_salt_of_its_own_epoch():
+    """Else who is in would follow from where the batch was cut."""
+    two = (ramp(3_000), replace(ramp(3_000), number=6, salt="other"))
+    view = ControlView("t", two, {("events", 0): (Cutover(6, 500),)})
+    keys = [b"plane%d" % i for i in range(1_000)]
+    for row, one in enumerate(told(route(events_of([(0, i) for i in range(1_000)], keys=binary(keys)), view))):
+        assert one[0] == answer(two[row >= 500], keys[row], {})[0]
+
+
+def test_rules_of_two_epochs_that_python_takes_for_equal_are_two():
+    one, true = ((Rule("r", (("n", (value,)),), candidate=True),) for value in (1, True))
+    assert one == true
+    two = (ramp(0, rules=one), replace(ramp(0, rules=true), number=6))
+    events = events_of([(0, 0), (0, 1)], columns=pa.RecordBatch.from_pydict({"n": pa.array([1, 1])}))
+    view = ControlView("t", two, {("events", 0): (Cutover(6, 1),)})
+    assert [answered for answered, *_ in told(route(events, view))] == ["v2", "v1"]
+
+
 def test_a_killed_candidate_is_answered_by_stable_for_its_events_alone():
     keys = [b"plane%d" % i for i in range(500)]
     events = events_of([(0, i) for i in range(500)], keys=binary(keys))
@@ -334,6 +352,12 @@ def test_what_was_held_is_routed_once_its_epoch_was_read_and_nothing_else_change
     whole = told(route(events, later))
     assert [whole[at] for at in free] == told(route(piece, view))
     assert {whole[at][0] for at in np.flatnonzero(held)} <= {"v8", "v9"}
+
+
+def test_a_batch_behind_the_cutover_of_an_unread_epoch_is_held_as_a_whole():
+    view = replace(HISTORY, cutovers={("events", 0): (Cutover(UNREAD[0], 5),)})
+    with pytest.raises(ValueError, match="events-0-5 is held"):
+        route(events_of([(0, 5), (0, 6)]), view)
 
 
 def test_before_init_everything_is_held():

@@ -78,7 +78,7 @@ def _ways(events: EventBatch, epochs: Sequence[RoutingEpoch], at: Indices | None
     raw, rows = events.raw, events.rows
     within = np.zeros(len(rows), np.bool_)
     for salt in {epoch.salt for epoch in epochs if epoch.candidate and epoch.weight_bp}:
-        weights = [epoch.weight_bp if epoch.candidate else 0 for epoch in epochs]
+        weights = [epoch.weight_bp if epoch.candidate and epoch.salt == salt else 0 for epoch in epochs]
         found = buckets(raw.keys, salt, None if len(rows) == len(raw) else rows)
         within |= found < _each(weights, at, len(rows), np.int32)
     ways = within.view(np.uint8)
