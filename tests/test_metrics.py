@@ -40,7 +40,7 @@ NOW = 1_700_000_000_000
 ABOUT = {"topology": "t", "version": "1", "python": "3", "onnxruntime": "1.31", "provider": "cpu"}
 SENT = Sent(at_ms=NOW, took_ns=3_000_000)
 WALL = {"gather": 1, "queue": 2_000_000, "decode": 3, "route": 4, "enrich": 5, "score": 6, "emit": 7}
-ORDER = ("stage", "error", "view", "status", "version", "decision", "partition", "to", "kind", "le")
+ORDER = ("stage", "error", "candidate", "why", "view", "status", "version", "decision", "partition", "to", "kind", "le")
 STORE = StoreReading(State.OPEN, "timeout: x", {State.OPEN: 2, State.CLOSED: 1}, {"timeout": 5, "gone": 1}, 70)
 TYPES = {"counter", "gauge", "histogram"}
 
@@ -78,7 +78,8 @@ def full():
     found = metrics()
     rejects = (Reject(0, Stage.DECODE, "Broken", ""), Reject(1, Stage.DECODE, "Broken", ""))
     done = batch(
-        (5, 40, None, 7), rejects, decisions={"late": 1, "": 1}, statuses={("v", FeatureStatus.STALE): 2}
+        (5, 40, None, 7), rejects, decisions={"late": 1, "": 1}, statuses={("v", FeatureStatus.STALE): 2},
+        fallbacks={("v2", "LateError"): 3},
     )  # fmt: skip
     found.took(done.raw)
     found.record(done, SENT)

@@ -110,9 +110,7 @@ class _Flows:
         self._predictions = counter("predictions_total", "Predictions sent.")
         self._dead = counter("dead_letters_total", "Events sent to dead letters.", "stage", "error")
         self._decisions = counter("decisions_total", "Decisions, by label.", "decision")
-        self._fallbacks = counter(
-            "fallbacks_total", "Events that stable answered for a candidate.", "model_version", "why"
-        )
+        self._fallbacks = counter("fallbacks_total", "Events that stable answered for a candidate.", "candidate", "why")
         self._statuses = counter("feature_status_total", "Events by what a view had for them.", "view", "status")
         self.rows_in_flight = Gauge(
             "streamserve_rows_in_flight", "Events between intake and output.", ["topology"], registry=on
