@@ -81,7 +81,7 @@ class Preparing:
             self._tried[name] = self._clock() + AGAIN_S
             self.failed = {**self.failed, name: error.what if isinstance(error, StreamserveError) else repr(error)}
             LOG.warning("version %s can't be loaded, it is tried again in %.0f s: %s", name, AGAIN_S, error)
-            self._say(name, str(error), self._clock() - began)
+            self._say(name, str(error) or repr(error), self._clock() - began)
         else:
             self.failed = {other: why for other, why in self.failed.items() if other != name}
             LOG.info("version %s is loaded and warm, %.1f s", name, self._clock() - began)
