@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from streamserve.adapters.kafka import broker_error, missing_right
+from streamserve.adapters.kafka import UNCONFIRMED, broker_error, missing_right
 from streamserve.adapters.member import GONE
 from streamserve.adapters.output import Output
 from streamserve.delivery.emitter import Membership, Outcome, StartAnewError
@@ -105,7 +105,7 @@ class ExactlyOnceEmitter:
                 self._unsettled = True
                 self._spoil(error)
                 return Outcome.ABORTED
-            raise broker_error(error, f"{self._output.where}, committing a transaction") from None
+            raise broker_error(error, f"{self._output.where}, committing a transaction", UNCONFIRMED) from None
         self._open, self._unsettled, self._aborts = False, False, 0
         return Outcome.DONE
 
@@ -128,7 +128,9 @@ class ExactlyOnceEmitter:
                 self._step(self._producer.abort_transaction, ABORT_S)
             except KafkaException as raised:
                 self._raise_if_over(raised.args[0])
-                raise broker_error(raised.args[0], f"{self._output.where}, aborting a transaction") from None
+                raise broker_error(
+                    raised.args[0], f"{self._output.where}, aborting a transaction", UNCONFIRMED
+                ) from None
         self._open, self._spoilt_by = False, None
 
     def _step(self, step: Callable[[float], object], limit: float) -> None:

@@ -56,11 +56,15 @@ ADVICE = {
 # A client tries again for ever after these, and a person has to mend them
 HOPELESS = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_BOOTSTRAP to a broker that runs"
+UNCONFIRMED = (
+    "see that every broker runs and has room on its disk, and that as many replicas of each output partition are in "
+    "sync as the topic's min.insync.replicas asks for; the worker starts again from what is committed"
+)
 
 
-def broker_error(error: KafkaError, where: str) -> BrokerError:
-    """A client error as ours, with what to do about it."""
-    return BrokerError(f"Kafka: {error.str()}", where=where, mend=ADVICE.get(error.code(), UNREACHABLE))
+def broker_error(error: KafkaError, where: str, mend: str = UNREACHABLE) -> BrokerError:
+    """A client error as ours, with what to do about it. mend: where the error itself does not tell."""
+    return BrokerError(f"Kafka: {error.str()}", where=where, mend=ADVICE.get(error.code(), mend))
 
 
 def missing_right(right: str, kind: str, name: str, bootstrap: str) -> BrokerError:

@@ -1,0 +1,51 @@
+"""Promise: a commit does not wait for ever for a broker that is gone, and where it gives up it says what to see to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from streamserve.adapters.at_least_once import AtLeastOnceEmitter
+from streamserve.adapters.exactly_once import ExactlyOnceEmitter
+from streamserve.errors import BrokerError
+
+
+class Refusing:
+    """A producer whose brokers confirm nothing."""
+
+    def init_transactions(self, *_):
+        pass
+
+    begin_transaction = init_transactions
+
+    def flush(self, *_):
+        return 3
+
+    def commit_transaction(self, *_):
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "Timed out waiting for operation to finish"))
+
+    send_offsets_to_transaction = abort_transaction = commit_transaction
+
+
+def output():
+    return SimpleNamespace(
+        producer=Refusing(), where="nowhere", failure=lambda: None, raise_if_stopping=lambda: None, write=lambda _: None
+    )
+
+
+@pytest.mark.parametrize("step", ["commit", "abort"])
+def test_a_transaction_that_is_not_confirmed_tells_what_to_see_to(step):
+    emitter = ExactlyOnceEmitter(output(), "id")
+    emitter.send(None)
+    with pytest.raises(BrokerError) as raised:
+        emitter.abort() if step == "abort" else emitter.commit((), SimpleNamespace(metadata=lambda: None), 0.1)
+    assert "min.insync.replicas" in raised.value.mend
+    assert "room on its disk" in raised.value.mend
+
+
+def test_predictions_that_are_not_confirmed_tell_what_to_see_to():
+    with pytest.raises(BrokerError, match="3 records were not acknowledged") as raised:
+        AtLeastOnceEmitter(output()).barrier(0.1)
+    assert "min.insync.replicas" in raised.value.mend
