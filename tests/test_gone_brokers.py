@@ -6,10 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from conftest import ROOT
 
 from streamserve.adapters.at_least_once import AtLeastOnceEmitter
 from streamserve.adapters.exactly_once import ExactlyOnceEmitter
+from streamserve.adapters.incarnation import Incarnations
+from streamserve.adapters.kafka import SESSION_TIMEOUT_MS, Clients
 from streamserve.errors import BrokerError
+from streamserve.settings import Settings
+from streamserve.topology import load_topology
 
 
 class Refusing:
@@ -49,3 +54,20 @@ def test_predictions_that_are_not_confirmed_tell_what_to_see_to():
     with pytest.raises(BrokerError, match="3 records were not acknowledged") as raised:
         AtLeastOnceEmitter(output()).barrier(0.1)
     assert "min.insync.replicas" in raised.value.mend
+
+
+class Recording(Clients):
+    """Keeps the settings of its producers instead of opening them."""
+
+    def batch_producer(self, **more):
+        self.opened = self._writing(**more)
+        return Refusing(), None
+
+
+def test_offsets_that_wait_for_a_dead_coordinator_are_led_to_its_successor():
+    """Idle connections go, which is what the client looks at; without that it waits for the dead one to come back."""
+    clients = Recording(Settings(bootstrap="127.0.0.1:1"))
+    topology = load_topology(ROOT / "tests" / "topologies" / "readings.py")
+    limits = {topology.topic("predictions"): 1 << 20}
+    Incarnations(clients, topology, "group", SimpleNamespace(position=0), limits)._emitter("id")
+    assert SESSION_TIMEOUT_MS < int(clients.opened["connections.max.idle.ms"]) <= 15_000

@@ -27,6 +27,10 @@ INIT_S = 30.0  # the first time; a later incarnation is tried again for longer
 ABORT_S = 60.0
 ABORTS = 5  # in a row, without a commit between them: something that a new try does not mend
 TRANSACTION_TIMEOUT_MS = 60_000  # the broker ends what nobody fenced; a step that takes longer is refused
+# Offsets that wait for a group coordinator which has died are led to its successor only when some connection comes or
+# goes. librdkafka (2.16) forgets the step's limit meanwhile: after two kills of eight the worker stood still for as
+# long as the dead broker was away. An idle connection goes.
+IDLE_MS = 10_000
 FENCED = frozenset(
     (
         KafkaError._FENCED,  # noqa: SLF001
