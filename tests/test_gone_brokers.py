@@ -71,3 +71,9 @@ def test_offsets_that_wait_for_a_dead_coordinator_are_led_to_its_successor():
     limits = {topology.topic("predictions"): 1 << 20}
     Incarnations(clients, topology, "group", SimpleNamespace(position=0), limits)._emitter("id")
     assert SESSION_TIMEOUT_MS < int(clients.opened["connections.max.idle.ms"]) <= 15_000
+
+
+def test_a_broker_that_hangs_is_given_up_long_before_a_commit_is():
+    assert int(Clients(Settings(bootstrap="127.0.0.1:1")).config()["socket.timeout.ms"]) <= 15_000
+    own = Clients(Settings(bootstrap="127.0.0.1:1", kafka={"socket.timeout.ms": "40000"})).config()
+    assert own["socket.timeout.ms"] == "40000", "whoever knows their network better"
