@@ -23,12 +23,14 @@ ROOT = Path(__file__).parent.parent
 PAUSE = threading.Event()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30.0, what: str = "the condition") -> object:
-    """The first truthy value of `condition`, asked again every 20 ms until the deadline."""
+def wait_until(
+    condition: Callable[[], object], seconds: float = 30.0, what: str = "the condition", every: float = 0.02
+) -> object:
+    """The first truthy value of `condition`, asked again every so many seconds until the deadline."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
-        PAUSE.wait(0.02)  # between two looks, not for something to happen
+        PAUSE.wait(every)  # between two looks, not for something to happen
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from confluent_kafka import KafkaException
 
-from streamserve.adapters.kafka import broker_error
+from streamserve.adapters.kafka import UNCONFIRMED, broker_error
 from streamserve.adapters.output import Output
 from streamserve.delivery.emitter import Membership, Outcome
 from streamserve.delivery.ledger import Boundary
@@ -52,7 +52,7 @@ class AtLeastOnceEmitter:
             raise BrokerError(
                 f"{left} records were not acknowledged in {limit:.0f} s",
                 where=self._output.where,
-                mend="check the broker; the worker starts again from what is committed",
+                mend=UNCONFIRMED,
             )
 
     def _flush(self, seconds: float) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from streamserve.adapters.kafka import broker_error, missing_right
+from streamserve.adapters.kafka import UNCONFIRMED, broker_error, missing_right
 from streamserve.adapters.member import GONE
 from streamserve.adapters.output import Output
 from streamserve.delivery.emitter import Membership, Outcome, StartAnewError
@@ -27,6 +27,10 @@ INIT_S = 30.0  # the first time; a later incarnation is tried again for longer
 ABORT_S = 60.0
 ABORTS = 5  # in a row, without a commit between them: something that a new try does not mend
 TRANSACTION_TIMEOUT_MS = 60_000  # the broker ends what nobody fenced; a step that takes longer is refused
+# Offsets that wait for a group coordinator which has died are led to its successor only when some connection comes or
+# goes. librdkafka (2.16) forgets the step's limit meanwhile: after two kills of eight the worker stood still for as
+# long as the dead broker was away. An idle connection goes.
+IDLE_MS = 10_000
 FENCED = frozenset(
     (
         KafkaError._FENCED,  # noqa: SLF001
@@ -105,7 +109,7 @@ class ExactlyOnceEmitter:
                 self._unsettled = True
                 self._spoil(error)
                 return Outcome.ABORTED
-            raise broker_error(error, f"{self._output.where}, committing a transaction") from None
+            raise broker_error(error, f"{self._output.where}, committing a transaction", UNCONFIRMED) from None
         self._open, self._unsettled, self._aborts = False, False, 0
         return Outcome.DONE
 
@@ -128,7 +132,9 @@ class ExactlyOnceEmitter:
                 self._step(self._producer.abort_transaction, ABORT_S)
             except KafkaException as raised:
                 self._raise_if_over(raised.args[0])
-                raise broker_error(raised.args[0], f"{self._output.where}, aborting a transaction") from None
+                raise broker_error(
+                    raised.args[0], f"{self._output.where}, aborting a transaction", UNCONFIRMED
+                ) from None
         self._open, self._spoilt_by = False, None
 
     def _step(self, step: Callable[[float], object], limit: float) -> None:

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer
 from streamserve import __version__
 from streamserve.adapters.at_least_once import AtLeastOnceEmitter
 from streamserve.adapters.client_io import BatchReader
-from streamserve.adapters.exactly_once import TRANSACTION_TIMEOUT_MS, ExactlyOnceEmitter
+from streamserve.adapters.exactly_once import IDLE_MS, TRANSACTION_TIMEOUT_MS, ExactlyOnceEmitter
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.member import Member
 from streamserve.adapters.messages import MessageReader
@@ -92,7 +92,11 @@ class Incarnations:
     def _emitter(self, transactional_id: str | None) -> Emitter:
         dead_letters = self._topology.topic("dead-letters")
         more = (
-            {"transactional_id": transactional_id, "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS}
+            {
+                "transactional_id": transactional_id,
+                "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
+                "connections_max_idle_ms": IDLE_MS,
+            }
             if transactional_id
             else {}
         )

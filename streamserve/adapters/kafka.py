@@ -40,6 +40,9 @@ FETCH_BACKOFF_MS = 10
 POLL_S = 0.05
 FIRST_ASK_S = 0.5  # how long the first question waits; a connection that is being made goes on meanwhile
 SESSION_TIMEOUT_MS = 6000  # a killed worker's partitions move within 4 s; the default of 45 s is a long outage
+# A broker that hangs answers nothing and closes nothing: what was sent to it waits for this, and partitions with it. A
+# dead one's partitions have other leaders after 9 s; the default of 60 s was how long they stood still.
+SOCKET_MS = 15_000
 HEARTBEAT_MS = 500  # members hear of a rebalance by the next one, twice in a cooperative one
 ADVICE = {
     KafkaError._AUTHENTICATION: "check sasl.username and sasl.password in STREAMSERVE_KAFKA_CONFIG",  # noqa: SLF001
@@ -56,11 +59,15 @@ ADVICE = {
 # A client tries again for ever after these, and a person has to mend them
 HOPELESS = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_BOOTSTRAP to a broker that runs"
+UNCONFIRMED = (
+    "see that every broker runs and has room on its disk, and that as many replicas of each output partition are in "
+    "sync as the topic's min.insync.replicas asks for; the worker starts again from what is committed"
+)
 
 
-def broker_error(error: KafkaError, where: str) -> BrokerError:
-    """A client error as ours, with what to do about it."""
-    return BrokerError(f"Kafka: {error.str()}", where=where, mend=ADVICE.get(error.code(), UNREACHABLE))
+def broker_error(error: KafkaError, where: str, mend: str = UNREACHABLE) -> BrokerError:
+    """A client error as ours, with what to do about it. mend: where the error itself does not tell."""
+    return BrokerError(f"Kafka: {error.str()}", where=where, mend=ADVICE.get(error.code(), mend))
 
 
 def missing_right(right: str, kind: str, name: str, bootstrap: str) -> BrokerError:
@@ -101,6 +108,7 @@ class Clients:
         return {
             "bootstrap.servers": self.bootstrap,
             "client.id": "streamserve",
+            "socket.timeout.ms": SOCKET_MS,
             **{name if name == "on_delivery" else name.replace("_", "."): value for name, value in more.items()},
             **self.settings.kafka_properties,
             "error_cb": self._on_error,
