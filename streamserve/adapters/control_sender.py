@@ -24,6 +24,7 @@ from streamserve.headers import Header
 from streamserve.rollouts.heartbeat import SILENT_MS, Heartbeat, living, read
 
 POLL_S = 0.1
+ASK_S = 0.5  # between two looks at the heartbeats, which come once a second
 MENDS = {
     Rejection.STALE: "another command came first: see `streamserve rollout status`, and send it again if it fits",
     Rejection.BUSY: "end the open rollout first: `streamserve rollout promote` or `rollback`",
@@ -216,4 +217,4 @@ def wait_until_ready(
             last = found
         if found.whole or time.monotonic() > limit:
             return found
-        time.sleep(POLL_S)
+        time.sleep(ASK_S)
