@@ -271,13 +271,15 @@ def test_a_batch_over_two_salts_draws_each_event_by_the_salt_of_its_own_epoch():
         assert one[0] == answer(two[row >= 500], keys[row], {})[0]
 
 
-def test_rules_of_two_epochs_that_python_takes_for_equal_are_two():
-    one, true = ((Rule("r", (("n", (value,)),), candidate=True),) for value in (1, True))
-    assert one == true
-    two = (ramp(0, rules=one), replace(ramp(0, rules=true), number=6))
+@pytest.mark.parametrize("values", [(1, True), (True, 1)])
+def test_rules_of_two_epochs_that_python_takes_for_equal_are_two(values):
+    first, second = ((Rule("r", (("n", (value,)),), candidate=True),) for value in values)
+    assert first == second
+    two = (ramp(0, rules=first), replace(ramp(0, rules=second), number=6))
     events = events_of([(0, 0), (0, 1)], columns=pa.RecordBatch.from_pydict({"n": pa.array([1, 1])}))
     view = ControlView("t", two, {("events", 0): (Cutover(6, 1),)})
-    assert [answered for answered, *_ in told(route(events, view))] == ["v2", "v1"]
+    found = [version for version, *_ in told(route(events, view))]
+    assert found == ["v1" if value is True else "v2" for value in values]
 
 
 def test_a_killed_candidate_is_answered_by_stable_for_its_events_alone():
