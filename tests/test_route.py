@@ -212,6 +212,9 @@ def test_what_an_assignment_names_is_in_force_in_the_batch(events, view):
     assert set(answering) == {one[0] for one in told(made)}
     rows = [made.rows_of(one, variant) for one in answering for variant in Variant]
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(events)))
+    assert set(made.standing()) == {one[3] for one in told(made)}
+    trials = {(name, row) for name, rows in made.tried() for row in rows.tolist()}
+    assert trials == {(one[0], row) for row, one in enumerate(told(made)) if one[1] is Variant.CANDIDATE}
 
 
 # ---- what follows, said by itself
