@@ -23,7 +23,7 @@ route = View(
 WEATHER = ("temp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib")
 
 flights = Topology(
-    name="flights",
+    name="flights", segments=("carrier", "origin"),  # what rules of a rollout may name
     source=Source(
         "flights", schema="flight.avsc", key="tailnum", event_time="scheduled_departure", id="flight_id",
     ),
@@ -36,6 +36,5 @@ flights = Topology(
     ),
     model="flight-delay",
     outputs={"late": output("probabilities", column=1)},
-    segments=("carrier", "origin"),
     decision=threshold("late", 0.4, labels=("on_time", "late")),
 )
