@@ -169,7 +169,7 @@ def memory(found: Found) -> dict[str, str]:
 
 def restart(found: Found) -> dict[str, str]:
     head = (
-        "two of them, one stops and starts",
+        "two members, one restarted",
         "pause when it leaves, ms",
         "pause when it joins, ms",
         "lost",
