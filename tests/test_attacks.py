@@ -196,6 +196,19 @@ def test_an_end_that_left_something_in_flight_is_a_failure():
     assert not consumer.committed
 
 
+def test_a_last_commit_that_a_stranger_may_not_make_is_a_failure():
+    """The group has forgotten this member while it stopped: exit code 0 would say that all was committed."""
+    consumer = Told()
+    made, batches, _ = intake(consumer)
+    take_up(made)
+    made._turn(made._life, made.tenure)
+    sent(made, batches[0])
+    consumer.refusals = [KafkaError.UNKNOWN_MEMBER_ID]
+    with pytest.raises(StreamserveError, match=r"not committed within 0\.3 s"):
+        made._finish(made._life)
+    assert not consumer.committed
+
+
 # ---- the real thing
 
 

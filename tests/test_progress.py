@@ -139,7 +139,7 @@ def test_a_cutover_of_another_topology_is_no_affair_of_ours():
 
 def test_what_a_worker_said_last_of_a_version_stands():
     def said(version: str, worker: str, why_not: str = "") -> bytes:
-        common = {"topology": "t", "incarnation": "x", "worker": worker}
+        common = {"topology": "t", "worker": worker}
         return Prepared(**common, version=version, why_not=why_not).encode()
 
     progress, told = fold(

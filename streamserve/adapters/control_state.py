@@ -10,7 +10,7 @@ from streamserve.adapters.control_log import CONTROL, LogReader, LogRecord
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.progress_log import APPEND_S, ProgressLog
 from streamserve.control import fold
-from streamserve.delivery.cutovers import Due, due, in_force
+from streamserve.delivery.cutovers import Due, due
 from streamserve.errors import BrokerError
 from streamserve.records import ControlView, TopicPartition
 
@@ -92,8 +92,3 @@ class Control:
 
     def close(self) -> None:
         self._log.close()
-
-
-def reached(view: ControlView, place: TopicPartition) -> int:
-    """The control epoch at a partition's end."""
-    return in_force(view.epochs, view.cutovers, place)

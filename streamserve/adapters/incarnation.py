@@ -29,6 +29,11 @@ from streamserve.delivery.emitter import Emitter, Membership
 from streamserve.topology import Topology
 
 
+def worker_name() -> str:
+    """Host and process: what people know a worker by."""
+    return f"{platform.node()}-{os.getpid()}"
+
+
 @dataclass(slots=True)
 class Incarnation:
     """why: it has ended; nothing of it may be committed any more then."""
@@ -72,7 +77,7 @@ class Incarnations:
         exactly_once = self._topology.delivery == "exactly_once"
         who = Identity(
             topology=self._topology.name,
-            worker=f"{platform.node()}-{os.getpid()}",
+            worker=worker_name(),
             name=name,
             release=__version__,
             transactional_id=f"{self._group}.{name}" if exactly_once else None,

@@ -339,7 +339,11 @@ class Intake:
             StreamserveError: it was not.
         """
         deadline = time.monotonic() + self._settings.drain_timeout
-        done = self.drained() and self.commit_until(life, deadline)
+        try:
+            done = self.drained() and self.commit_until(life, deadline)
+        except StartAnewError as why:  # there is no new life to do it in
+            LOG.warning("%s", why)
+            done = False
         if not done and not self._abandoned:
             raise StreamserveError(
                 f"what was in flight was not committed within {self._settings.drain_timeout:g} s of the signal",

@@ -34,7 +34,6 @@ class Presence:
         record = Prepared(
             topology=self._topology,
             worker=self._name,
-            incarnation=self._name,
             release=__version__,
             version=version,
             manifest=self._control.state.manifest(version) or "",

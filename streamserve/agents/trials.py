@@ -33,7 +33,7 @@ class Trials:
 
     def __init__(self, versions: LoadedVersions, deadline: float, threads: int) -> None:
         self._versions, self._deadline, self._threads = versions, deadline, threads
-        self._guards: dict[str, Guard] = {}
+        self._guard: Guard | None = None
         self._lock = threading.Lock()
 
     def get(self, version: str) -> LoadedVersion:
@@ -46,14 +46,12 @@ class Trials:
         if found is None:
             return None
         with self._lock:
-            guard = self._guards.get(version)
-            if guard is None or guard.version is not found:
-                # One at most is tried at a time; the threads of those before end with their last batch
-                for other in self._guards.values():
-                    other.close()
-                guard = Guard(found, self._deadline, self._threads)
-                self._guards = {version: guard}
-            return guard
+            if self._guard is None or self._guard.version is not found:
+                # One at most is tried at a time; the threads of the one before end with their last batch
+                if self._guard is not None:
+                    self._guard.close()
+                self._guard = Guard(found, self._deadline, self._threads)
+            return self._guard
 
 
 Task = tuple[FeatureMatrix, Int64s, "Future[Scores]"]

@@ -24,7 +24,7 @@ from typing import Any
 from streamserve import __version__
 from streamserve.adapters.batch_topic import App, batches, make_app
 from streamserve.adapters.control_state import Control
-from streamserve.adapters.incarnation import Incarnations
+from streamserve.adapters.incarnation import Incarnations, worker_name
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading
@@ -101,8 +101,7 @@ class Worker:
             pinned=lambda: dict(self._control.state.manifests),
         )
         versions.get(self._control.state.stable)  # without it there is nothing to serve
-        name = f"{platform.node()}-{os.getpid()}"
-        self._presence = Presence(self._clients, topology.name, name, self._progress, self._control)
+        self._presence = Presence(self._clients, topology.name, worker_name(), self._progress, self._control)
         self._versions, self._preparing = versions, Preparing(versions, self._wanted, self._presence.prepared)
         while self._preparing.turn():
             pass  # who joins later warms every version in force first

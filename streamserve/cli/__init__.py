@@ -30,7 +30,7 @@ COMMANDS = {
     "features": ("features:features", "Load precomputed features into Redis."),
     "models": ("models:models", "Add model versions to the registry, and look at them."),
     "predictions": ("predictions:predictions", "Follow a topology's predictions."),
-    "rollout": ("rollout:rollout", "Shadow, canary, promote and take back a version."),
+    "rollout": ("rollout:rollout", "Try, promote and take back a model version."),
     "topics": ("topics:topics", "Create and check the topics of a topology."),
     "topology": ("topology:topology", "Put a topology's first version in force."),
     "worker": ("worker:worker", "Score a topology's stream."),

@@ -21,7 +21,6 @@ from streamserve.control.commands import (
     Revive,
     Rollback,
     Segment,
-    Shadow,
     Shift,
 )
 from streamserve.errors import ControlError
@@ -34,7 +33,7 @@ from streamserve.topology import Topology
 
 @click.group()
 def rollout() -> None:
-    """Shadow, canary, promote and take back a model version under a running stream."""
+    """Try, promote and take back a model version under a running stream."""
 
 
 @rollout.command()
@@ -79,16 +78,6 @@ def start(
             where=f"topology {topology.name}",
             mend="the rollout is open and workers try on; `streamserve rollout status` shows how far they are",
         )
-
-
-@rollout.command()
-@said
-@click.argument("share", type=Share())
-@click.option("--where", "segment", multiple=True, metavar="FIELD=VALUES", help="Of these events alone.")
-def shadow(topology: Topology, share: int, segment: tuple[str, ...], actor: str, reason: str, timeout: float) -> None:
-    """Let the candidate score a SHARE of the stream (5%, 100%) beside stable, without answering."""
-    session = Session(topology, actor, reason, timeout)
-    session.send(Shadow(**session.of_rollout(), percent_bp=share, where=where(segment) or None))
 
 
 @rollout.command()

@@ -37,7 +37,6 @@ class ProgressRecord(BaseModel):
     schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     topology: Text
     worker: Annotated[str, Field(max_length=300, description="Host and process, for people.")] = ""
-    incarnation: Annotated[Text, Field(description="One life of a worker as a member of its group.")]
     release: Annotated[str, Field(max_length=100)] = ""
 
     def encode(self) -> bytes:
@@ -48,6 +47,7 @@ class OfTopic(ProgressRecord):
     """What is said about partitions."""
 
     topic: Text
+    incarnation: Annotated[Text, Field(description="One life of a worker as a member of its group.")]
 
 
 class Owned(OfTopic):
