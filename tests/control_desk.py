@@ -61,6 +61,14 @@ class Desk:
     def prepare(self, candidate="v2", **more):
         return self.send(Prepare, **{"candidate": candidate, "manifest": SHA[candidate], **more})
 
+    @classmethod
+    def at_canary(cls):
+        """v2 at 5%, with rules."""
+        desk = cls()
+        desk.prepare(rules=[CANDIDATE_RULE, STABLE_RULE])
+        desk.ok(Shift, weight_bp=500)
+        return desk
+
     def ok(self, form, **what):
         assert self.send(form, **what) is None
         assert self.said.accepted

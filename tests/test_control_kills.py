@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from control_desk import CANARY, CANDIDATE_RULE, STABLE_RULE, Desk
+from control_desk import CANARY, Desk
 
 from streamserve.control.commands import (
     Approve,
@@ -30,11 +30,7 @@ def desk():
 
 @pytest.fixture
 def canary():
-    """v2 at 5%, with rules."""
-    desk = Desk()
-    desk.prepare(rules=[CANDIDATE_RULE, STABLE_RULE])
-    desk.ok(Shift, weight_bp=500)
-    return desk
+    return Desk.at_canary()
 
 
 # ---- kills

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from control_desk import CANARY, CANDIDATE_RULE, RULES, SHA, STABLE_RULE, Desk
+from control_desk import CANARY, CANDIDATE_RULE, RULES, SHA, Desk
 
 from streamserve.control.commands import (
     Approve,
@@ -34,11 +34,7 @@ def desk():
 
 @pytest.fixture
 def canary():
-    """v2 at 5%, with rules."""
-    desk = Desk()
-    desk.prepare(rules=[CANDIDATE_RULE, STABLE_RULE])
-    desk.ok(Shift, weight_bp=500)
-    return desk
+    return Desk.at_canary()
 
 
 # ---- the way through

@@ -9,7 +9,6 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.adapters.messages import headers_of
-from streamserve.control import fold
 from streamserve.errors import BrokerError, TopicError
 from streamserve.headers import Header
 
@@ -109,18 +108,6 @@ class LogReader:
 
     def close(self) -> None:
         self._consumer.close()
-
-
-def read_state(clients: Clients, topology: str) -> fold.State:
-    """The fold of the control log to its end, for one topology."""
-    reader = LogReader(clients)
-    try:
-        state = fold.State(topology)
-        for record in reader.to_end():
-            state, _ = fold.step(state, record.offset, record.value, record.headers, clients.settings.control_secrets)
-        return state
-    finally:
-        reader.close()
 
 
 class LogWriter:

@@ -26,6 +26,7 @@ from streamserve.rollouts.heartbeat import SILENT_MS, Heartbeat, living, read
 POLL_S = 0.1
 ASK_S = 0.5  # between two looks at the heartbeats, which come once a second
 MENDS = {
+    Rejection.ALREADY_INITIALISED: "a topology is initialised once: `streamserve rollout start` brings another version",
     Rejection.STALE: "another command came first: see `streamserve rollout status`, and send it again if it fits",
     Rejection.BUSY: "end the open rollout first: `streamserve rollout promote` or `rollback`",
     Rejection.PAUSED: "`streamserve rollout resume` first",

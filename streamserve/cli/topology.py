@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import getpass
-import json
 import uuid
 
 import click
 
-from streamserve.adapters.control_log import append, read_state
+from streamserve.adapters.control_sender import ControlDesk
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.cli.common import out, settings, topology_argument
+from streamserve.cli.sending import signing_key
 from streamserve.control.commands import Init
 from streamserve.errors import ControlError
 from streamserve.features.catalogue import Catalogue
@@ -37,8 +37,8 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
     The version must be in the registry and fit the topology file.
     """
     found = settings()
-    clients = Clients(found)
-    state = read_state(clients, topology.name)
+    desk = ControlDesk(Clients(found), topology.name, signing_key(found))
+    state = desk.state
     if state.initialised:
         if if_new:
             out().print(f"{topology.name} has version {state.epochs[-1].stable} in force already")
@@ -65,12 +65,5 @@ def init(topology: Topology, version: str, reason: str, if_new: bool) -> None:
         segments=topology.segments,
         manifest=registry.manifest_sha256(topology.model, version),
     )
-    offset = append(clients, json.dumps(command.model_dump(mode="json")).encode(), key=topology.name)
-    settled = read_state(clients, topology.name)
-    if command.command_id not in settled.command_ids:
-        raise ControlError(
-            f"the command at offset {offset} was not accepted: another init was first",
-            where="topic streamserve.control",
-            mend=f"version {settled.epochs[0].stable} is in force",
-        )
+    offset = desk.send(command).offset
     out().print(f"{topology.name}: {topology.model} {version} is in force, control epoch {offset}")
