@@ -11,7 +11,7 @@ from conftest import ROOT
 from streamserve.adapters.at_least_once import AtLeastOnceEmitter
 from streamserve.adapters.exactly_once import ExactlyOnceEmitter
 from streamserve.adapters.incarnation import Incarnations
-from streamserve.adapters.kafka import SESSION_TIMEOUT_MS, Clients
+from streamserve.adapters.kafka import SESSION_TIMEOUT_MS, UNCONFIRMED, Clients, broker_error
 from streamserve.errors import BrokerError
 from streamserve.settings import Settings
 from streamserve.topology import load_topology
@@ -77,3 +77,8 @@ def test_a_broker_that_hangs_is_given_up_long_before_a_commit_is():
     assert int(Clients(Settings(bootstrap="127.0.0.1:1")).config()["socket.timeout.ms"]) <= 15_000
     own = Clients(Settings(bootstrap="127.0.0.1:1", kafka={"socket.timeout.ms": "40000"})).config()
     assert own["socket.timeout.ms"] == "40000", "whoever knows their network better"
+
+
+def test_a_broker_that_can_not_say_what_it_lacks_is_no_reason_to_start_another():
+    """So it answers where its disk is full."""
+    assert broker_error(KafkaError(KafkaError.UNKNOWN), "here").mend == UNCONFIRMED

@@ -44,7 +44,12 @@ SESSION_TIMEOUT_MS = 6000  # a killed worker's partitions move within 4 s; the d
 # dead one's partitions have other leaders after 9 s; the default of 60 s was how long they stood still.
 SOCKET_MS = 15_000
 HEARTBEAT_MS = 500  # members hear of a rebalance by the next one, twice in a cooperative one
+UNCONFIRMED = (
+    "see that every broker runs and has room on its disk, and that as many replicas of each output partition are in "
+    "sync as the topic's min.insync.replicas asks for; the worker starts again from what is committed"
+)
 ADVICE = {
+    KafkaError.UNKNOWN: UNCONFIRMED,  # what a broker says of a record that its full disk does not take
     KafkaError._AUTHENTICATION: "check sasl.username and sasl.password in STREAMSERVE_KAFKA_CONFIG",  # noqa: SLF001
     KafkaError._SSL: "check ssl.ca.location and the broker's certificate",  # noqa: SLF001
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the rights that docs/operations.md lists",
@@ -59,10 +64,6 @@ ADVICE = {
 # A client tries again for ever after these, and a person has to mend them
 HOPELESS = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 UNREACHABLE = "start one with `streamserve dev up`, or set STREAMSERVE_BOOTSTRAP to a broker that runs"
-UNCONFIRMED = (
-    "see that every broker runs and has room on its disk, and that as many replicas of each output partition are in "
-    "sync as the topic's min.insync.replicas asks for; the worker starts again from what is committed"
-)
 
 
 def broker_error(error: KafkaError, where: str, mend: str = UNREACHABLE) -> BrokerError:
