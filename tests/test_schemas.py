@@ -10,19 +10,23 @@ import pytest
 
 from streamserve.adapters.schema_ids import PinnedIndex
 from streamserve.errors import SchemaError
-from streamserve.pipeline.prediction import PINNED_ID, SCHEMA, SCHEMA_TEXT
+from streamserve.pipeline import prediction, shadow_decision
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.records import FeatureStatus, Reason, Variant
 from streamserve.topology import load_topology
 
 FOLDER = Path(__file__).parent.parent / "schemas"
 PREDICTION = json.loads((FOLDER / "streamserve.prediction.avsc").read_text())
+OURS = {"streamserve.prediction.avsc": prediction, "streamserve.shadow-decision.avsc": shadow_decision}
 FILES = sorted(FOLDER.glob("*.avsc"))
 ENTRIES = json.loads((FOLDER / "index.json").read_text())["schemas"]
 
 
-def test_the_prediction_schema_is_the_code_s():
-    assert PREDICTION == SCHEMA == json.loads(SCHEMA_TEXT)
+@pytest.mark.parametrize("name", OURS)
+def test_what_workers_write_is_the_code_s(name):
+    published = json.loads((FOLDER / name).read_text())
+    assert published == OURS[name].SCHEMA == json.loads(OURS[name].SCHEMA_TEXT)
+    assert ENTRIES[str(OURS[name].PINNED_ID)]["file"] == name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -47,14 +51,11 @@ def test_the_schema_of_each_topology_is_there_and_pinned_where_its_events_are_av
     assert source.format == "json" or (f"{source.topic}-value", source.schema_file) in pinned
 
 
-def test_predictions_have_the_id_that_the_code_writes():
-    assert ENTRIES[str(PINNED_ID)]["file"] == "streamserve.prediction.avsc"
-
-
-def test_the_prediction_schema_is_pinned_even_where_there_is_no_index(tmp_path):
+@pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
+def test_what_workers_write_is_pinned_even_where_there_is_no_index(tmp_path, ours):
     index = PinnedIndex(tmp_path)
-    assert json.loads(index.writer_schema(PINNED_ID)) == PREDICTION
-    assert index.id_of("any.predictions-value", SCHEMA_TEXT) == PINNED_ID
+    assert json.loads(index.writer_schema(ours.PINNED_ID)) == ours.SCHEMA
+    assert index.id_of("any-value", ours.SCHEMA_TEXT) == ours.PINNED_ID
     assert index.writer_schema(1) is None
     with pytest.raises(SchemaError, match="no id is pinned"):
         index.id_of("events-value", '{"type": "record", "name": "E", "fields": []}')

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from streamserve.errors import SchemaError, SchemaRegistryError
-from streamserve.pipeline.prediction import PINNED_ID, SCHEMA_TEXT
+from streamserve.pipeline import prediction, shadow_decision
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.settings import Settings
 
@@ -38,7 +38,10 @@ class PinnedIndex:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / INDEX
-        self._files: dict[int, tuple[str, str]] = {PINNED_ID: ("", SCHEMA_TEXT)}  # id: (subject, text)
+        self._files: dict[int, tuple[str, str]] = {  # id: (subject, text)
+            prediction.PINNED_ID: ("", prediction.SCHEMA_TEXT),
+            shadow_decision.PINNED_ID: ("", shadow_decision.SCHEMA_TEXT),
+        }
         if not self._path.exists():
             return
         try:

@@ -41,7 +41,7 @@ def _enum(name: str, kind: type[Variant | Reason | FeatureStatus], doc: str) -> 
     return {"type": "enum", "name": name, "doc": doc, "symbols": [member.name for member in kind]}
 
 
-_TIME = {"type": "long", "logicalType": "timestamp-millis"}
+TIME = {"type": "long", "logicalType": "timestamp-millis"}
 SCHEMA: dict[str, object] = {
     "type": "record",
     "name": "Prediction",
@@ -56,14 +56,14 @@ SCHEMA: dict[str, object] = {
             "default": None,
             "doc": "The event's own id, if it has one.",
         },
-        {"name": "event_time", "type": ["null", _TIME], "default": None, "doc": "The event's own time."},
+        {"name": "event_time", "type": ["null", TIME], "default": None, "doc": "The event's own time."},
         {
             "name": "source_timestamp",
-            "type": ["null", _TIME],
+            "type": ["null", TIME],
             "default": None,
             "doc": "Of the source record.",
         },
-        {"name": "scored_at", "type": _TIME, "doc": "When the worker emitted it, by its clock."},
+        {"name": "scored_at", "type": TIME, "doc": "When the worker emitted it, by its clock."},
         {
             "name": "scores",
             "type": {"type": "map", "values": "double"},
