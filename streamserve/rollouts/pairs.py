@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from streamserve.records import Floats, Int32s, Int64s
 
 Mask = NDArray[np.bool_]
-Rows = NDArray[np.intp]
+Rows = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)

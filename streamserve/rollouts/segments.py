@@ -18,6 +18,7 @@ from streamserve.rollouts.statistics import Psi, Share, fisher, holm, psi, share
 
 MOST = 8  # values of a field that are told one by one; 7 and "other" are more of use than a longer list
 LEVEL = 0.05
+SHIFT = 0.1  # of the middle half of stable's scores: a median that is off by less is not flagged, however sure it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Segment:
     events: with two answers. agreement: of those that both decided. stable_rates, candidate_rates: of each label, of
     the same. median: of the difference of scores. agreement_p, shift_p: whether it is as in the rest (Fisher's exact
     test, of agreement, and of differences beyond the median: Mood 1954), corrected for all tests of the report. flags:
-    which of the two are beyond chance, `agreement` also beyond the segment's own interval.
+    what is beyond chance and of some size: `agreement` is below that of all events, which the segment's own interval
+    does not hold; `scores` moved otherwise than in all events, by SHIFT at least.
     """
 
     value: str | None
@@ -55,7 +57,7 @@ class Field:
 @dataclass(frozen=True, slots=True)
 class _Whole:
     """What segments are held against. scored: both have the score. below, above: its difference is on that side of the
-    median.
+    median, `middle`. size: what a shift has to be to be told.
     """
 
     pairs: Pairs
@@ -68,6 +70,8 @@ class _Whole:
     agreed: Mask
     below: Mask
     above: Mask
+    middle: float
+    size: float
 
     @property
     def agreement(self) -> float:
@@ -106,7 +110,8 @@ def _whole(pairs: Pairs, answered: Mask, about: str | None) -> _Whole:
     middle = float(np.median(difference[compared])) if compared.any() else math.nan
     with np.errstate(invalid="ignore"):
         below, above = compared & (difference < middle), compared & (difference > middle)
-    return _Whole(pairs, one, other, difference, scored, compared, decided, agreed, below, above)
+    size = SHIFT * float(np.subtract(*np.percentile(one[compared], [75, 25]))) if compared.any() else math.nan
+    return _Whole(pairs, one, other, difference, scored, compared, decided, agreed, below, above, middle, size)
 
 
 def _field(whole: _Whole, answered: Mask, name: str) -> Field:
@@ -166,8 +171,8 @@ def _rates(decisions: Words, rows: Rows) -> dict[str, float]:
 
 def _flagged(one: Segment, agreement_p: float, shift_p: float, whole: _Whole) -> Segment:
     flags = []
-    if agreement_p < LEVEL and not one.agreement.low <= whole.agreement <= one.agreement.high:
+    if agreement_p < LEVEL and one.agreement.high < whole.agreement:
         flags.append("agreement")
-    if shift_p < LEVEL:
+    if shift_p < LEVEL and abs(one.median - whole.middle) > whole.size:
         flags.append("scores")
     return replace(one, agreement_p=agreement_p, shift_p=shift_p, flags=tuple(flags))

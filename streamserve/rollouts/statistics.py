@@ -125,8 +125,8 @@ def _log_factorials(most: int) -> Floats:
 def fisher(marked: int, drawn: int, all_marked: int, total: int) -> float:
     """Has a part another share of marked events than the rest? The p value of its having the same.
 
-    marked of the `drawn`, all_marked of the `total`. Fisher's exact test (Fisher 1922), two-sided by doubling the smaller
-    tail. NaN where there is no rest, or no part.
+    marked of the `drawn`, all_marked of the `total`. Fisher's exact test (Fisher 1922), two-sided by doubling the
+    smaller tail. NaN where there is no rest, or no part.
     """
     if drawn in (0, total):
         return math.nan
