@@ -31,6 +31,7 @@ COMMANDS = {
     "models": ("models:models", "Add model versions to the registry, and look at them."),
     "predictions": ("predictions:predictions", "Follow a topology's predictions."),
     "rollout": ("rollout:rollout", "Try, promote and take back a model version."),
+    "shadow": ("shadow:shadow", "Look at what a candidate says of events that stable answers for."),
     "topics": ("topics:topics", "Create and check the topics of a topology."),
     "topology": ("topology:topology", "Put a topology's first version in force."),
     "worker": ("worker:worker", "Score a topology's stream."),

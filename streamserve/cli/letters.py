@@ -84,7 +84,7 @@ def letter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         start = Start.parse(position)
         since = start.value if start.kind == "time" else None
         ranges = parse_ranges(partitions, offsets)
-        selection = Selection(frozenset(stages), frozenset(errors), since, _until(until), ranges)
+        selection = Selection(frozenset(stages), frozenset(errors), since, until_ms(until), ranges)
         return command(*args, chosen=Chosen(start, selection, selection != Selection() or start.kind == "last"), **more)
 
     for option in reversed(OPTIONS):
@@ -92,7 +92,7 @@ def letter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _until(text: str | None) -> int | None:
+def until_ms(text: str | None) -> int | None:
     try:
         return None if text is None else instant_ms(text)
     except ValueError:
