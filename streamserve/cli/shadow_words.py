@@ -78,13 +78,13 @@ def headline(report: Report) -> str:
         return f"{one.candidate} decides as {one.stable} in {of_events(found.decisions.agreement)}"
     answered = found.events - found.failed.count
     if not answered:
-        return f"{one.candidate} answered none of {found.events:,} events"
+        return f"{one.candidate} answered none of {counted(found.events)}"
     if not found.scores:
         return f"{one.candidate} and {one.stable} have no score in common, and decide nothing"
     first = next((score for score in found.scores if score.name == found.about), found.scores[0])
     if not first.n:
         return f"no {first.name} of {one.candidate} and {one.stable} can be compared"
-    return f"{one.candidate} gives the same {first.name} as {one.stable} in {first.equal:,} of {first.n:,} events"
+    return f"{one.candidate} gives the same {first.name} as {one.stable} in {first.equal:,} of {counted(first.n)}"
 
 
 def sentences(report: Report) -> list[Sentence]:
@@ -135,7 +135,7 @@ def _on_decisions(found: Decisions, one: Compared) -> Iterator[Sentence]:
     for who, count in lacking.items():
         if count:
             verb = "of them decided" if who == "neither" else "alone did not decide"
-            yield Sentence(f"{who} {verb} in {count:,} events (a NaN score?)", worth_a_look=True)
+            yield Sentence(f"{who} {verb} in {counted(count)} (a NaN score?)", worth_a_look=True)
     if not found.agreement.of:
         return
     changed = [label for label in found.labels if label.p_holm < LEVEL]
@@ -155,14 +155,14 @@ def _on_score(score: ScoreDivergence, one: Compared) -> Iterator[Sentence]:
     if not q:
         yield Sentence(f"{score.name}: no event has a finite score of both", worth_a_look=True)
     elif score.equal == score.n:
-        yield Sentence(f"{score.name}: the same number in all {score.n:,} events")
+        yield Sentence(f"{score.name}: the same number in all {counted(score.n)}")
     else:
         largest = max((q["min"], q["max"]), key=abs)
         yield Sentence(
             f"{score.name}: {one.candidate} is off by {signed(q['50%'])} in the median event, by {signed(q['5%'])} to "
             f"{signed(q['95%'])} in 90%, by {signed(largest)} at most"
         )
-    if score.psi is not None:
+    if score.psi is not None and score.psi.bins > 1:
         yield Sentence(f"{score.name}: {psi_words(score.psi)}", worth_a_look=score.psi.p < PSI_LEVEL)
     lacks = {
         one.candidate: (score.candidate_lacks, score.candidate_nan),
@@ -170,11 +170,11 @@ def _on_score(score: ScoreDivergence, one: Compared) -> Iterator[Sentence]:
     }
     for who, (missing, nan) in lacks.items():
         if missing:
-            yield Sentence(f"{score.name}: {who} alone does not have it in {missing:,} events", worth_a_look=True)
+            yield Sentence(f"{score.name}: {who} alone does not have it in {counted(missing)}", worth_a_look=True)
         if nan:
-            yield Sentence(f"{score.name}: {who} gave NaN in {nan:,} events", worth_a_look=True)
+            yield Sentence(f"{score.name}: {who} gave NaN in {counted(nan)}", worth_a_look=True)
     if score.infinite:
-        what = f"{score.name}: infinite in {score.infinite:,} events, which have no difference"
+        what = f"{score.name}: infinite in {counted(score.infinite)}, which have no difference"
         yield Sentence(what, worth_a_look=True)
 
 
@@ -194,7 +194,7 @@ def _on_segment(field: str, one: Segment) -> str:
         told.append(f"they agree in {percent(one.agreement)} only")
     if "scores" in one.flags:
         told.append(f"the score is off by {signed(one.median)} in the median event")
-    return f"{field}={segment_name(one)}: {' and '.join(told)} ({one.events:,} events)"
+    return f"{field}={segment_name(one)}: {' and '.join(told)} ({counted(one.events)})"
 
 
 def segment_name(one: Segment) -> str:
@@ -224,7 +224,11 @@ def what_it_is_not(report: Report) -> str:
 
 def of_events(share: Share) -> str:
     digits = _digits(share)
-    return f"{percent(share)} of {share.of:,} events ({100 * share.low:.{digits}f} to {100 * share.high:.{digits}f})"
+    return f"{percent(share)} of {counted(share.of)} ({100 * share.low:.{digits}f} to {100 * share.high:.{digits}f})"
+
+
+def counted(events: int) -> str:
+    return "1 event" if events == 1 else f"{events:,} events"
 
 
 def percent(share: Share) -> str:

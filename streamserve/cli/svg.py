@@ -67,7 +67,7 @@ def histogram(series: Sequence[tuple[str, Bars]], label: str) -> str:
         parts.append(f'<path class="{"ab"[number]}" d="{_outline(bars, x, y)}"/>')
     if len(series) > 1:
         parts += _legend([name for name, _ in series])
-    if edges[0] < 0 < edges[-1]:
+    elif edges[0] < 0 < edges[-1]:
         parts.append(f'<line class="zero" x1="{x.at(0):.1f}" x2="{x.at(0):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     return _svg(parts, HEIGHT, f"histogram of {label}")
 
@@ -116,7 +116,7 @@ def forest(rows: Sequence[tuple[str, Share, bool]], whole: Share) -> str:
     for number, (name, share, flagged) in enumerate(rows):
         y = TOP + ROW * (number + 0.5)
         kind = "flag" if flagged else "a"
-        short = name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…"
+        short = name if len(name) <= NAME_CHARACTERS else "…" + name[1 - NAME_CHARACTERS :]  # its value tells it apart
         ends = f'x1="{x.at(share.low):.1f}" x2="{x.at(share.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
         parts.append(_text(left - 8, y + 4, short, "flagged" if flagged else "", "end", title=name))
         parts.append(f'<line class="i-{kind}" {ends}/>')

@@ -98,6 +98,7 @@ class Divergence:
     fields: tuple[Field, ...]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # scores near the ends of a double: their sums are infinite, or NaN
 def diverge(pairs: Pairs, *, about: str | None = None, fields: Iterable[str] | None = None) -> Divergence:
     """The whole report. fields: segments to tell of; None: all. about: a score's name; the first one unless told."""
     answered = pairs.failures.codes < 0
@@ -185,8 +186,7 @@ def _score(pairs: Pairs, name: str, answered: Mask) -> ScoreDivergence:
     rows = np.flatnonzero(both)
     one, other = stable.values[rows], candidate.values[rows]
     finite = np.isfinite(one) & np.isfinite(other)
-    with np.errstate(over="ignore"):
-        difference = other[finite] - one[finite]
+    difference = other[finite] - one[finite]
     return ScoreDivergence(
         name=name,
         n=len(difference),
@@ -221,11 +221,10 @@ def _correlation(one: Floats, other: Floats) -> float | None:
     """Pearson's; None where one of them is constant."""
     if len(one) < TWO or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
-    with np.errstate(all="ignore"):
-        x, y = one - one.mean(), other - other.mean()
-        # By their largest, so that squares of very small or large scores stay numbers
-        x, y = x / np.abs(x).max(), y / np.abs(y).max()
-        found = float((x * y).sum() / math.sqrt(float((x * x).sum() * (y * y).sum())))
+    x, y = one - one.mean(), other - other.mean()
+    # By their largest, so that squares of very small or large scores stay numbers
+    x, y = x / np.abs(x).max(), y / np.abs(y).max()
+    found = float((x * y).sum() / math.sqrt(float((x * x).sum() * (y * y).sum())))
     return max(-1.0, min(1.0, found)) if math.isfinite(found) else None
 
 

@@ -57,6 +57,7 @@ class Pictures:
     moments: tuple[Moment, ...]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def picture(pairs: Pairs, about: str | None) -> Pictures:
     """Of one score; None: of agreement alone."""
     answered = pairs.failures.codes < 0
@@ -69,8 +70,7 @@ def picture(pairs: Pairs, about: str | None) -> Pictures:
     if not len(one):
         return Pictures(about, None, None, None, None, moments)
     edges = _edges(np.concatenate([one, other]))
-    with np.errstate(over="ignore"):
-        difference = other - one
+    difference = other - one
     difference = difference[np.isfinite(difference)]
     return Pictures(
         name=about,

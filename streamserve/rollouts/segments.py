@@ -105,11 +105,9 @@ def _whole(pairs: Pairs, answered: Mask, about: str | None) -> _Whole:
         scored = answered & pairs.stable[about].there & pairs.candidate[about].there
     compared = scored & np.isfinite(one) & np.isfinite(other)
     difference = np.full(len(pairs), math.nan)
-    with np.errstate(over="ignore"):
-        difference[compared] = other[compared] - one[compared]
+    difference[compared] = other[compared] - one[compared]
     middle = float(np.median(difference[compared])) if compared.any() else math.nan
-    with np.errstate(invalid="ignore"):
-        below, above = compared & (difference < middle), compared & (difference > middle)
+    below, above = compared & (difference < middle), compared & (difference > middle)
     size = SHIFT * float(np.subtract(*np.percentile(one[compared], [75, 25]))) if compared.any() else math.nan
     return _Whole(pairs, one, other, difference, scored, compared, decided, agreed, below, above, middle, size)
 

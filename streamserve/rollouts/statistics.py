@@ -194,7 +194,7 @@ def psi_edges(reference: Floats, bins: int) -> Floats:
     first, after = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
     heavy = times > 1
     near = np.where(values == 0, NEAR_ZERO, np.abs(values) * NEAR)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # where a neighbour is infinite
         below = np.where(first > 0, _between(ordered[first - 1], values), values - near)
         above = np.where(
             after < len(ordered), _between(values, ordered[np.minimum(after, len(ordered) - 1)]), values + near
