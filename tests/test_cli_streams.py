@@ -31,7 +31,8 @@ from streamserve.adapters.reading import Record, Start, TopicReader, search
 from streamserve.adapters.replay import Replay, due, to_come
 from streamserve.adapters.schema_ids import PinnedIndex
 from streamserve.cli.dead_letters import Letter, _newest, _summary, excerpt
-from streamserve.cli.predictions import GrowingColumns, _condition, _value
+from streamserve.cli.predictions import ALIASES, MAPS
+from streamserve.cli.tailing import GrowingColumns, conditions, value_of
 from streamserve.errors import BrokerError, ConfigError, TopicError
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.rows import pack, row_key
@@ -253,12 +254,13 @@ class TestListing:
             "feature_status": {"plane": "MISSING"},
         }
         texts = ["version=v2", "decision=", "epoch=3", "status.plane=MISSING"]
-        assert all(_value(prediction, name) == value for name, value in map(_condition, texts))
-        assert _value(prediction, "status.route") == ""
+        wanted = conditions(texts, ALIASES, "version=v2")
+        assert all(value_of(prediction, name, MAPS, "predictions") == value for name, value in wanted)
+        assert value_of(prediction, "status.route", MAPS, "predictions") == ""
         with pytest.raises(ConfigError, match="no FIELD=VALUE"):
-            _condition("late")
+            conditions(["late"], ALIASES, "version=v2")
         with pytest.raises(ConfigError, match="no such field") as caught:
-            _value(prediction, "colour")
+            value_of(prediction, "colour", MAPS, "predictions")
         assert "control_epoch" in caught.value.mend
 
     def test_first_bytes_are_shown_as_text_or_as_hex(self):

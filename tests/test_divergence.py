@@ -28,6 +28,7 @@ from streamserve.rollouts.statistics import (
 )
 
 COUNTS = st.integers(0, 300)
+pure = settings(deadline=None, derandomize=True, max_examples=100)
 NAN, INF = math.nan, math.inf
 
 
@@ -69,7 +70,7 @@ def flags(found: Divergence) -> dict[str, tuple[str, ...]]:
 
 
 class TestFormulas:
-    @settings(deadline=None)
+    @pure
     @given(st.integers(0, 5000), st.integers(1, 5000))
     def test_an_interval_is_wilson_s(self, count, of):
         count = min(count, of)
@@ -78,18 +79,18 @@ class TestFormulas:
         assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-12)
         assert found.low <= found.value <= found.high
 
-    @settings(deadline=None)
+    @pure
     @given(st.floats(0, 2000), st.integers(1, 40))
     def test_the_tail_of_chi_squared(self, x, df):
         assert chi2_beyond(x, df) == pytest.approx(stats.chi2.sf(x, df), rel=1e-9, abs=1e-300)
 
-    @settings(deadline=None)
+    @pure
     @given(COUNTS, COUNTS)
     def test_mcnemar_is_the_exact_binomial_test_while_discordant_events_are_few(self, one, other):
         known = stats.binomtest(one, one + other).pvalue if one + other else 1.0
         assert mcnemar(one, other).p == pytest.approx(known, rel=1e-9)
 
-    @settings(deadline=None)
+    @pure
     @given(st.integers(EXACT, 10**6), st.integers(EXACT, 10**6))
     def test_and_chi_squared_where_they_are_many(self, one, other):
         found = mcnemar(one, other)
@@ -119,7 +120,7 @@ class TestFormulas:
         assert stuart_maxwell(parts).statistic == pytest.approx(20**2 / 40 + 4**2 / 14)
         assert stuart_maxwell(np.diag([5, 0, 7])).p == 1
 
-    @settings(deadline=None)
+    @pure
     @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 60), st.integers(0, 60))
     def test_fisher_doubles_the_smaller_tail_of_the_hypergeometric(self, part, rest, marked, others):
         marked, others = min(marked, part), min(others, rest)
@@ -127,7 +128,7 @@ class TestFormulas:
         doubled = min(1.0, 2 * min(known.cdf(marked), known.sf(marked - 1)))
         assert fisher(marked, part, marked + others, part + rest) == pytest.approx(doubled, rel=1e-8)
 
-    @settings(deadline=None)
+    @pure
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
     def test_holm_is_never_bolder_than_bonferroni_allows_and_keeps_the_order(self, p):
         found = holm(p)
@@ -160,7 +161,7 @@ class TestPsi:
         assert psi(np.arange(40.0), np.arange(40.0)).bins == 2
         assert psi(np.zeros(0), np.zeros(0)) is None
 
-    @settings(deadline=None)
+    @pure
     @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=40, max_size=120))
     def test_the_same_scores_have_none_whatever_they_are(self, values):
         found = psi(np.array(values), np.array(values))
@@ -205,7 +206,7 @@ class TestDivergence:
         assert score.mean == pytest.approx(0.025)
         assert score.mean_absolute == pytest.approx(0.225)
 
-    @settings(deadline=None)
+    @pure
     @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=3, max_size=60))
     def test_quantiles_and_correlation_are_those_of_an_independent_source(self, values):
         one, other = map(np.array, zip(*values, strict=True))
@@ -217,7 +218,7 @@ class TestDivergence:
         elif np.ptp(one) > 1e-3 and np.ptp(other) > 1e-3:
             assert score.correlation == pytest.approx(stats.pearsonr(one, other).statistic, abs=1e-6)
 
-    @settings(deadline=None)
+    @pure
     @given(st.lists(st.floats(), min_size=1, max_size=200), st.data())
     def test_identical_versions_do_not_differ(self, values, data):
         parts = data.draw(st.lists(st.sampled_from(["a", "b", None]), min_size=len(values), max_size=len(values)))
@@ -351,7 +352,7 @@ def record(number, stable, candidate, part, *, broken):
     return failed(number, stable, **made) if broken else decision(number, stable, candidate, **made)
 
 
-@settings(max_examples=60, deadline=None)
+@pure
 @given(st.lists(st.tuples(EVENT, st.booleans()), min_size=1, max_size=60, unique_by=lambda e: e[0][0]), st.data())
 def test_neither_order_nor_cuts_nor_repetition_changes_anything(events, data):
     values = [framed(record(*event, broken=broken)) for event, broken in events]

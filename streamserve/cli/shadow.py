@@ -13,6 +13,7 @@ import click
 from streamserve.cli.common import out, quiet_pipe, settings, topology_argument
 from streamserve.cli.letters import harmless, until_ms
 from streamserve.cli.progress import progress
+from streamserve.cli.shadow_tail import tail
 from streamserve.errors import ConfigError
 from streamserve.topology import Topology
 
@@ -28,6 +29,9 @@ SLAB = 20_000  # records decoded at once: as columns few cost as much as many
 @click.group()
 def shadow() -> None:
     """Look at what a candidate says of events that stable answers for."""
+
+
+shadow.add_command(tail)
 
 
 @shadow.command()
