@@ -15,6 +15,7 @@ BARS = 40
 CELLS = 36  # of each side of the density
 STEPS = 48  # of time
 OUTERMOST = 0.001  # of the scores at each end may lie outside of a plot, where they would blow it up
+WIDEST = 4e307  # a quarter of a double's range: the width of a plot must be a number
 ROOM = 1.5  # how much wider than the rest the whole may be before its ends are cut off
 
 
@@ -87,6 +88,7 @@ def _edges(values: Floats, bars: int = BARS) -> Floats:
     inner_low, inner_high = np.quantile(values, [OUTERMOST, 1 - OUTERMOST]).tolist()
     if inner_high > inner_low and (high - low) > ROOM * (inner_high - inner_low):
         low, high = inner_low, inner_high
+    low, high = max(low, -WIDEST), min(high, WIDEST)
     width = (high - low) / bars
     if not (width > 0 and math.isfinite(width) and low + width > low and high - width < high):
         middle, half = (low + high) / 2, max(abs(low), abs(high), 1.0) / 2  # a constant, or next to one
