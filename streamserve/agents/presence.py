@@ -13,11 +13,12 @@ from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.progress_log import ProgressLog
 from streamserve.agents.preparing import Preparing, Shelf
+from streamserve.agents.shadowing import Shadowing
 from streamserve.agents.web import Health
 from streamserve.delivery.cutovers import in_force
 from streamserve.delivery.progress import Prepared
 from streamserve.errors import BrokerError
-from streamserve.rollouts.heartbeat import Heartbeat
+from streamserve.rollouts.heartbeat import Heartbeat, ShadowBeat
 
 LOG = logging.getLogger("streamserve.worker")
 
@@ -45,9 +46,18 @@ class Presence:
         except BrokerError as error:
             LOG.warning("the progress log was not told of version %s: %s", version, error.what)
 
-    def run(self, closing: threading.Event, intake: Intake, shelf: Shelf, preparing: Preparing, health: Health) -> None:
+    def run(
+        self,
+        closing: threading.Event,
+        intake: Intake,
+        shelf: Shelf,
+        preparing: Preparing,
+        health: Health,
+        shadowing: Shadowing,
+    ) -> None:
         """Beat until the worker closes. A thread's of its own."""
         self._intake, self._shelf, self._preparing, self._health = intake, shelf, preparing, health
+        self._shadowing = shadowing
         self._heartbeats.run(closing)
 
     def _beat(self, last: bool) -> Heartbeat:  # noqa: FBT001
@@ -66,4 +76,25 @@ class Presence:
             lag=sum(self._intake.lag().values()),
             versions=tuple(sorted(self._shelf.loaded())),
             failed=dict(self._preparing.failed),
+            shadow=_shadow(self._shadowing),
         )
+
+
+def _shadow(shadowing: Shadowing) -> ShadowBeat | None:
+    found = shadowing.tally()
+    if found is None:
+        return None
+    return ShadowBeat(
+        rollout=found.shadow.rollout_id,
+        candidate=found.shadow.candidate,
+        share=found.shadow.share_bp,
+        running=found.running,
+        why=found.why[:2000],
+        compared=found.compared,
+        agreed=found.agreed,
+        decided=found.decided,
+        failed=found.failed,
+        unanswered=found.unanswered,
+        shed=found.shed,
+        lost=shadowing.lost,
+    )

@@ -34,9 +34,11 @@ from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
+from streamserve.agents.isolated import isolation
 from streamserve.agents.preparing import Preparing
 from streamserve.agents.presence import Presence
 from streamserve.agents.scoring import Scoring
+from streamserve.agents.shadowing import make_shadowing
 from streamserve.agents.trials import Trials
 from streamserve.agents.web import Health, add_pages
 from streamserve.control.state import State
@@ -92,6 +94,7 @@ class Worker:
         self._progress = ProgressLog(self._clients, topology.name)
         self._control = Control(self._clients, topology.name, self._progress)
         self._check_control(catalogue)
+        isolate = isolation(settings, topology, lambda: self._control.state)
         versions = LoadedVersions(
             Registry(settings.registry),
             catalogue,
@@ -99,6 +102,8 @@ class Worker:
             partial(OnnxSession, settings=SessionSettings.of(settings)),
             warm_rows=(1, settings.batch_rows),
             pinned=lambda: dict(self._control.state.manifests),
+            isolate=lambda version: contextlib.closing(isolate(version)),
+            proven=lambda: self._control.state.stables,
         )
         versions.get(self._control.state.stable)  # without it there is nothing to serve
         self._presence = Presence(self._clients, topology.name, worker_name(), self._progress, self._control)
@@ -131,12 +136,14 @@ class Worker:
             self._custody,
         )
         self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
+        self._shadowing = make_shadowing(self._clients, topology, topics, self._control, versions, isolate)
         self._scoring = Scoring(
             pipeline,
             self._intake,
             record=self.metrics.record,
             on_failure=self._fail,
             in_flight=settings.batches_in_flight,
+            beside=self._shadowing.offer,
         )
         self._app = self._make_app()
 
@@ -242,6 +249,9 @@ class Worker:
                 trouble=bool(self.health.why),
                 lag=intake.lag(),
                 store=self._store.reading(),
+                shadow=self._shadowing.tally(),
+                shadow_waiting=self._shadowing.waiting,
+                shadow_lost=self._shadowing.lost,
             )
         )
 
@@ -294,8 +304,9 @@ class Worker:
                 ("versions", self._preparing.run, self._closing),
                 (
                     "status", self._presence.run, self._closing, self._intake, self._versions, self._preparing,
-                    self.health,
+                    self.health, self._shadowing,
                 ),
+                ("shadow", self._shadowing.run, self._closing),
             )
         ]  # fmt: skip
         for follower in followers:
