@@ -126,6 +126,11 @@ class Output:
         failed = self._writer.failure()
         return None if failed is None else broker_error(failed[0], f"{self.where} topic {failed[1]}")
 
+    def refused(self) -> KafkaError | None:
+        """Why it failed, as the client says it."""
+        failed = self._writer.failure()
+        return None if failed is None else failed[0]
+
     def raise_if_stopping(self) -> None:
         """BrokerError where the worker stops: whoever waits for the broker gives up."""
         if self.stopping:
