@@ -27,13 +27,14 @@ from streamserve.adapters.control_state import Control
 from streamserve.adapters.incarnation import Incarnations, worker_name
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
-from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading
+from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
 from streamserve.adapters.onnx import RUNTIME, OnnxSession
 from streamserve.adapters.progress_log import ProgressLog
 from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
+from streamserve.agents.audit import Audit
 from streamserve.agents.isolated import isolation
 from streamserve.agents.preparing import Preparing
 from streamserve.agents.presence import Presence
@@ -51,7 +52,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, RawBatch, Routed, TopicPartition
+from streamserve.records import ControlView, OutputBatch, RawBatch, Routed, TopicPartition
 from streamserve.settings import Settings
 from streamserve.simulate.describe import check_features
 from streamserve.simulate.load import load_schema
@@ -137,10 +138,15 @@ class Worker:
         )
         self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
         self._shadowing = make_shadowing(self._clients, topology, topics, self._control, versions, isolate)
+        first = (topology.source.topic, 0)
+        self._audit = Audit(
+            self._clients, topology.name, topology.source.topic, self._control, worker_name(),
+            lambda: first in self._custody.partitions,
+        )  # fmt: skip
         self._scoring = Scoring(
             pipeline,
             self._intake,
-            record=self.metrics.record,
+            record=self._record,
             on_failure=self._fail,
             in_flight=settings.batches_in_flight,
             beside=self._shadowing.offer,
@@ -206,6 +212,10 @@ class Worker:
         return self._control.state, self._control.view(), self._custody.begins()
 
     # ---- between the threads
+
+    def _record(self, batch: OutputBatch, sent: Sent) -> None:
+        self.metrics.record(batch, sent)
+        self._presence.record(batch)
 
     def _hand_over(self, batch: RawBatch, view: ControlView) -> None:
         assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
@@ -307,6 +317,7 @@ class Worker:
                     self.health, self._shadowing,
                 ),
                 ("shadow", self._shadowing.run, self._closing),
+                ("audit", self._audit.run, self._closing),
             )
         ]  # fmt: skip
         for follower in followers:

@@ -113,11 +113,12 @@ def _fleet(state: State, living: Sequence[Heartbeat]) -> Tree:
         if (shadow := one.shadow) is not None and state.rollout and shadow.rollout == state.rollout.id:
             node.add(_shadow(shadow))
         for version in wanted:
-            node.add(
-                Text.assemble(f"{version} ", ("ready", GOOD))
-                if version in one.versions
-                else Text.assemble(f"{version} ", (one.failed.get(version, "loading"), BAD))
-            )
+            if version not in one.versions:
+                node.add(Text.assemble(f"{version} ", (one.failed.get(version, "loading"), BAD)))
+                continue
+            took = one.batch_ms.get(version)
+            times = f"  {took[0]:g} ms a batch, p99 {took[1]:g}" if took else ""
+            node.add(Text.assemble(f"{version} ", ("ready", GOOD), (times, DIM)))
     return branch
 
 

@@ -58,6 +58,10 @@ class Heartbeat(BaseModel):
     versions: Annotated[tuple[str, ...], Field(description="Loaded and warm.")] = ()
     failed: Annotated[dict[str, str], Field(description="Versions that it can't load, and why.")] = {}
     shadow: ShadowBeat | None = None
+    batch_ms: Annotated[
+        dict[str, tuple[float, float]],
+        Field(description="By version, what it took for each of its last batches: p50 and p99, milliseconds."),
+    ] = {}
 
     def encode(self) -> bytes:
         return self.model_dump_json(exclude_defaults=False).encode()
