@@ -116,7 +116,7 @@ class Shadowing:
     def tally(self) -> ShadowTally | None:
         """Of the shadow of now, or of the last one; None: there was none."""
         with self._changed:
-            return self._tally
+            return None if self._tally is None else replace(self._tally, running=self._runs is not None)
 
     @property
     def lost(self) -> int:
@@ -134,9 +134,7 @@ class Shadowing:
             if found is None or found.shadow.rollout_id != shadow.rollout_id:
                 found = ShadowTally(shadow)
             counts = {name: getattr(found, name) + count for name, count in more.items()}
-            self._tally = replace(
-                found, shadow=shadow, **counts, why=found.why if why is None else why, running=self._runs is not None
-            )
+            self._tally = replace(found, shadow=shadow, **counts, why=found.why if why is None else why)
 
     # ---- the thread
 
@@ -157,7 +155,7 @@ class Shadowing:
     def turn(self, closing: threading.Event) -> None:
         """Keep the candidate that is wanted ready, and compare what has gathered."""
         shadow = self._wanted()
-        if self._runs is not None and (shadow is None or shadow.candidate != self._runs[0]):
+        if self._runs is not None and (shadow is None or shadow.candidate != self._runs[0]) and not self._waiting:
             self._end()
         if shadow is not None:
             self._ready(shadow)
@@ -182,6 +180,8 @@ class Shadowing:
             return found
 
     def _ready(self, shadow: Shadow) -> None:
+        if self._tally is None or self._tally.shadow != shadow:
+            self._count(shadow)
         if self._runs is not None or self._clock() < self._not_before:
             return
         try:
