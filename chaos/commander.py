@@ -95,7 +95,10 @@ class Commander:
         standing = [v for v in dict.fromkeys(desk.stables) if v not in desk.killed]
         if len(standing) > 1 and self._dice.random() < 0.25:
             return "kill", {"version": desk.stable}
-        version = self._dice.choice([v for v in sorted(self._manifests) if v != desk.stable and v not in desk.killed])
+        others = [v for v in sorted(self._manifests) if v != desk.stable and v not in desk.killed]
+        if not others:
+            return "revive", {"version": self._dice.choice(sorted(desk.killed))}
+        version = self._dice.choice(others)
         self._rollouts += 1
         more = {"rollout_id": f"r{self._rollouts}", "candidate": version, "manifest": self._manifests[version]}
         return "prepare", more
