@@ -35,12 +35,16 @@ class Scale:
     seconds: float = 15.0
     growth: int = 400_000
     memory: int = 10_000_000
+    shadow: int = 2 * 336_776
+    pairs: int = 8
+    commands: int = 100
     axes: Mapping[str, int] = field(default_factory=lambda: {"size": 5})  # axis: its first so many values; else three
 
 
 QUICK = Scale(
     flights=120_000, loop=25_000, faust=2_500, avro=16_000, json=6_000,
     settle_s=6.0, warm_s=1.0, seconds=3.0, growth=60_000, memory=150_000,
+    shadow=100_000, pairs=1, commands=10,
     axes={"features": 2, "views": 1, "partitions": 1, "size": 1, "workers": 1},
 )  # fmt: skip
 QUICK_RATES = (1_000.0, 10_000.0)
@@ -151,6 +155,27 @@ def memory(project: Project, options: Options) -> Results:
     return found
 
 
+def shadow(project: Project, options: Options) -> Results:
+    """What a shadow costs, and whom."""
+    from bench.flights import prepare
+    from bench.shadow import shadow as run
+
+    scale = options.scale
+    world = prepare(project, "bench-shadow", scale.shadow)
+    found = run(world, options.times, scale.settle_s, scale.seconds, scale.pairs, tell)
+    project.drop(world.topic)
+    return found
+
+
+def commands(project: Project, options: Options) -> Results:
+    """From a command to its effect, and a switch of versions under load."""
+    from bench.commands import commands as run
+    from bench.flights import prepare
+
+    scale = options.scale
+    return run(prepare(project, "bench-commands", 0), scale.commands, options.times, scale.settle_s, tell)
+
+
 PARTS: dict[str, Part] = {
     "contest": contest,
     "uniform": uniform,
@@ -159,6 +184,8 @@ PARTS: dict[str, Part] = {
     "growth": growth,
     "memory": memory,
     "restart": restart,
+    "shadow": shadow,
+    "commands": commands,
 }
 
 

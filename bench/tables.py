@@ -6,7 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from bench.contest import FLOOR, REST, STAGES, STREAMSERVE, SUM
+from bench.schedule import NAMES, percentiles
 
 Found = Mapping[str, Any]
 Runs = Sequence[Found]
@@ -188,6 +191,53 @@ def restart(found: Found) -> dict[str, str]:
     return {"restart": table(head, rows)}
 
 
+def shadow(found: Found) -> dict[str, str]:
+    drains, latency = found["drains"], found["latency"]
+    head = ("contestant", "events/s", "CPU, us an event", "of two ONNX Runtime runs", "shed", "compared")
+    two = 2 * median(drains[FLOOR], "us")
+    rows = []
+    for name, runs in drains.items():
+        counts = [f"{sum(pick(runs, one)):,.0f}" if one in runs[0] else "" for one in ("shed", "compared")]
+        us, rate = ranged(pick(runs, "us"), ",.1f"), ranged(pick(runs, "rate"), ",.0f")
+        rows.append((name, rate, us, f"{median(runs, 'us') / two:.2f}", *counts))
+    beside = [
+        (
+            name,
+            ranged([pair["without"]["p99"] for pair in one["pairs"]], ",.0f"),
+            ranged([pair["with"]["p99"] for pair in one["pairs"]], ",.0f"),
+            f"{one['ratio']:.2f} ({one['low']:.2f} to {one['high']:.2f})",
+            f"{sum(pair['with']['missing'] for pair in one['pairs']):,.0f}",
+        )
+        for name, one in latency.items()
+    ]
+    names = ("shadowing candidate", "p99 without, ms", "p99 with, ms", "ratio of pairs, 95% interval", "missing")
+    return {"shadow": table(head, rows), "shadow-latency": table(names, beside)}
+
+
+def commands(found: Found) -> dict[str, str]:
+    effects = found["effects"]
+    names = {"shift": "shift in force everywhere", "kill": "kill in force everywhere", "held": "a partition is held"}
+    rows = [
+        (
+            said,
+            f"{len(effects[name]):,}",
+            *(f"{value:,.0f}" for value in percentiles(np.array(effects[name])).values()),
+        )
+        for name, said in names.items()
+    ]
+    switches = found["switches"]
+    moved = [
+        (
+            said,
+            ranged(pick(switches, name), ",.0f"),
+            ranged([one[name] / one["rest"] for one in switches], ".2f"),
+        )
+        for name, said in (("rest", "at rest"), ("loading", "a version is loaded"), ("switch", "it takes over"))
+    ]
+    head = ("ten seconds around", "p99, ms", "to rest")
+    return {"commands": table(("milliseconds", "times", *NAMES), rows), "switch": table(head, moved)}
+
+
 def about(found: Found) -> str:
     """Machine and versions."""
     said = {**found["machine"], "rounds": str(found["rounds"])}
@@ -204,4 +254,6 @@ PARTS: dict[str, Callable[[Any], dict[str, str]]] = {
     "growth": growth,
     "memory": memory,
     "restart": restart,
+    "shadow": shadow,
+    "commands": commands,
 }

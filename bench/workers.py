@@ -39,14 +39,17 @@ class Worker:
     process: subprocess.Popen[bytes]
     port: int
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels; 0 while the page does not answer."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over its labels, but for those that are named; 0 while the page does not answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as reply:
                 lines = reply.read().decode().splitlines()
         except OSError:
             return 0.0
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + "{", name + " ")))
+        lines = [line for line in lines if line.startswith((name + "{", name + " "))]
+        for label, value in labels.items():
+            lines = [line for line in lines if f'{label}="{value}"' in line]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     @property
     def owns(self) -> bool:

@@ -16,6 +16,7 @@ from chaos.law import Desk
 CONTROL = "streamserve.control"
 FLUSH_S = 200.0  # a broker that was killed comes back in that time
 WRONG = 0.15  # of all commands
+SHARES = (0, 2000, 10_000)  # of a shadow
 WEIGHTS = (100, 500, 1000, 2000, 5000, 10_000, 0)
 
 
@@ -94,7 +95,10 @@ class Commander:
         standing = [v for v in dict.fromkeys(desk.stables) if v not in desk.killed]
         if len(standing) > 1 and self._dice.random() < 0.25:
             return "kill", {"version": desk.stable}
-        version = self._dice.choice([v for v in sorted(self._manifests) if v != desk.stable and v not in desk.killed])
+        others = [v for v in sorted(self._manifests) if v != desk.stable and v not in desk.killed]
+        if not others:
+            return "revive", {"version": self._dice.choice(sorted(desk.killed))}
+        version = self._dice.choice(others)
         self._rollouts += 1
         more = {"rollout_id": f"r{self._rollouts}", "candidate": version, "manifest": self._manifests[version]}
         return "prepare", more
@@ -104,8 +108,10 @@ class Commander:
         assert rollout is not None  # noqa: S101
         weight = self._dice.choice([one for one in WEIGHTS if one != rollout["weight"]])
         shift = ("shift", {**mine, "weight_bp": weight})
+        share = self._dice.choice([one for one in SHARES if one != rollout["shadow"]])
+        shadow = ("shadow", {**mine, "percent_bp": share})
         if not rollout["shifted"]:
-            return shift
+            return self._dice.choice((shift, shadow))
         return self._dice.choices(
             [
                 shift,
@@ -113,6 +119,7 @@ class Commander:
                 ("rollback", mine),
                 ("kill", {"version": rollout["candidate"]}),
                 ("pause", mine),
+                shadow,
             ],
-            [50, 15, 10, 15, 10],
+            [50, 15, 10, 15, 10, 10],
         )[0]

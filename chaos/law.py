@@ -94,7 +94,9 @@ class Desk:
         if self.rollout or name in self.ended or version == self.stable or version in self.killed:
             return False
         salt = said.get("salt") or f"{self.salt}/{name}"
-        self.rollout = {"id": name, "candidate": version, "salt": salt, "weight": 0, "shifted": False, "paused": False}
+        self.rollout = {
+            "id": name, "candidate": version, "salt": salt, "weight": 0, "shifted": False, "paused": False, "shadow": 0,
+        }  # fmt: skip
         self.known.add(version)
         return True
 
@@ -111,6 +113,15 @@ class Desk:
         if self.rollout["candidate"] == self.stable:
             return False
         self.rollout |= {"weight": said["weight_bp"], "shifted": True}
+        return True
+
+    def _shadow(self, said: dict[str, Any]) -> bool:
+        """Of the whole stream: who answers does not depend on it."""
+        if not self._mine(said) or said["percent_bp"] == self.rollout["shadow"] or said.get("where"):
+            return False
+        if said["percent_bp"] and self.rollout["candidate"] in self.killed:
+            return False
+        self.rollout["shadow"] = said["percent_bp"]
         return True
 
     def _promote(self, said: dict[str, Any]) -> bool:
@@ -134,6 +145,8 @@ class Desk:
             return False
         was = self.stable
         self.killed.add(version)
+        if self.rollout and self.rollout["candidate"] == version:
+            self.rollout["shadow"] = 0
         if self.rollout and self.stable != was:
             self.rollout["paused"] = True
         return True
@@ -141,7 +154,10 @@ class Desk:
     def _revive(self, said: dict[str, Any]) -> bool:
         if said["version"] not in self.killed:
             return False
+        was = self.stable
         self.killed.discard(said["version"])
+        if self.rollout and self.stable != was:
+            self.rollout["paused"] = True
         if self.rollout and self.rollout["candidate"] == said["version"]:
             self.rollout |= {"weight": 0, "shifted": False, "paused": True}
         return True

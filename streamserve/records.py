@@ -170,6 +170,20 @@ class RoutingEpoch:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadow:
+    """A candidate that scores a share of the stream beside stable, and answers for nothing.
+
+    where: of these events alone, as in `Rule`; None: of all. segments: event fields by whose values it is told apart.
+    """
+
+    candidate: str
+    rollout_id: str
+    share_bp: int
+    where: tuple[tuple[str, tuple[Scalar, ...]], ...] | None = None
+    segments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Cutover:
     """From `offset` on, this partition is routed by the epoch of this number, as the progress log has it."""
 
@@ -199,12 +213,14 @@ class ControlView:
     epochs: in the order of the log; the first, of `init`, is in force from offset 0 of every partition.
     cutovers: for each partition, by growing epoch and offset; a partition without any is at epochs[0]. They may name
         epochs that are not among `epochs`: the two logs are read apart.
+    shadow: as of now; no offset is written down for it, since nothing that is answered depends on it.
     """
 
     topology: str
     epochs: tuple[RoutingEpoch, ...]
     cutovers: Mapping[TopicPartition, tuple[Cutover, ...]] = field(default_factory=dict)
     generation: int = 0
+    shadow: Shadow | None = None
     _latest: dict[str, _Latest] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def epochs_at(self, topic: str, partitions: Int32s, offsets: Int64s) -> Indices:
@@ -395,7 +411,8 @@ class StageTimes:
 class OutputBatch:
     """All that one RawBatch caused. `covers` says, for each partition, the first and the next offset.
 
-    fallbacks: by candidate and error, the events that stable answered for it.
+    fallbacks: by candidate and error, the events that stable answered for it. shadowed: what a candidate is to score as
+    well, once this is sent (`pipeline.shadow.Shadowed`).
     """
 
     raw: RawBatch
@@ -407,3 +424,4 @@ class OutputBatch:
     statuses: Mapping[tuple[str, int], int] = field(default_factory=dict)
     times: StageTimes | None = None
     fallbacks: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    shadowed: object | None = None

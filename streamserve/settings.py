@@ -179,6 +179,27 @@ class Settings(BaseSettings):
         description="Seconds that a rollout's candidate may take for its rows of a micro-batch; past them stable "
         "answers (reason FALLBACK). Stable's own rows of that batch wait as long.",
     )
+    shadow_rows: int = Field(
+        default=20_000,
+        ge=1,
+        le=10_000_000,
+        description="Events that may wait for a shadowing candidate; past them they are shed, and counted.",
+    )
+    shadow_bytes: int = Field(
+        default=128 << 20, ge=1024, le=1 << 34, description="The same in bytes: bounds a worker's memory."
+    )
+    shadow_deadline: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds that a shadowing candidate may take for some 4,000 events, after which its process is "
+        "ended and begun again. Long: nobody waits for it.",
+    )
+    shadow_memory: int = Field(
+        default=2 << 30,
+        ge=1 << 20,
+        description="Bytes of memory that the process of a shadowing candidate may take, after which it is ended.",
+    )
     control_keys: Path | None = Field(
         default=None,
         description="A file of id=secret lines: the keys that control commands are signed by, and checked with.",

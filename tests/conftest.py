@@ -64,9 +64,11 @@ class Worker:
         except OSError as error:
             return 0, str(error)
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over its labels, but for those that are named."""
         lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith((name + "{", name + " "))]
+        for label, value in labels.items():
+            lines = [line for line in lines if f'{label}="{value}"' in line]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def stop(self, seconds: float = 30.0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from streams import DELIVERIES, NO_REDIS, flowing, stream
 from streamserve.dev import Endpoints
 
 pytestmark = pytest.mark.services
+BACKLOG = 20_000  # their predictions take more room than is left
 
 
 @pytest.fixture
@@ -32,6 +34,33 @@ def alone(tmp_path: Path, disk: Disk) -> Iterator[Cluster]:
 @pytest.fixture
 def endpoints(alone: Cluster) -> Endpoints:
     return Endpoints(alone.bootstrap, NO_REDIS)
+
+
+def test_predictions_on_their_way_are_made_again_where_the_disk_refused_them(project, alone, disk):
+    """Such a refusal is no worker's end: what was not taken is predicted anew, by the same process."""
+    both = [stream(project, "full-on-the-way", delivery) for delivery in DELIVERIES]
+    [node] = alone.nodes.values()
+    for one in both:
+        one.start()
+        one.send(100)
+        one.wait_until_committed(one.ends())
+    for one in both:
+        one.worker.process.send_signal(signal.SIGSTOP)
+        one.send(BACKLOG)
+    disk.fill(leave=MIB // 4)
+    for one in both:
+        one.worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: not node.runs(), 60, "the end of the broker")
+    told = node.log.read_text()
+    assert "No space left on device" in told
+    assert any(f"{one.name}.predictions" in told for one in both), "it was not a prediction that found no room"
+    disk.make_room()
+    node.start()
+    alone.wait_until_whole()
+    for one in both:
+        one.wait_until_committed(one.ends())
+        assert one.worker.stop() == 0, one.worker.log.read_text()
+        one.check()
 
 
 def test_events_wait_while_the_brokers_disk_is_full(project, alone, disk):

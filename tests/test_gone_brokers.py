@@ -12,6 +12,7 @@ from streamserve.adapters.at_least_once import AtLeastOnceEmitter
 from streamserve.adapters.exactly_once import ExactlyOnceEmitter
 from streamserve.adapters.incarnation import Incarnations
 from streamserve.adapters.kafka import SESSION_TIMEOUT_MS, UNCONFIRMED, Clients, broker_error
+from streamserve.delivery.emitter import StartAnewError
 from streamserve.errors import BrokerError
 from streamserve.settings import Settings
 from streamserve.topology import load_topology
@@ -36,7 +37,12 @@ class Refusing:
 
 def output():
     return SimpleNamespace(
-        producer=Refusing(), where="nowhere", failure=lambda: None, raise_if_stopping=lambda: None, write=lambda _: None
+        producer=Refusing(),
+        where="nowhere",
+        failure=lambda: None,
+        raise_if_stopping=lambda: None,
+        refused=lambda: None,
+        write=lambda _: None,
     )
 
 
@@ -54,6 +60,30 @@ def test_predictions_that_are_not_confirmed_tell_what_to_see_to():
     with pytest.raises(BrokerError, match="3 records were not acknowledged") as raised:
         AtLeastOnceEmitter(output()).barrier(0.1)
     assert "min.insync.replicas" in raised.value.mend
+
+
+def refused_by(code):
+    said = KafkaError(code, "what the broker said")
+    return SimpleNamespace(**vars(output()) | {
+        "failure": lambda: broker_error(said, "nowhere"), "refused": lambda: said, "write": lambda _: None,
+    })  # fmt: skip
+
+
+def test_a_broker_that_could_not_write_is_asked_again_by_a_new_producer():
+    emitter = AtLeastOnceEmitter(refused_by(KafkaError.UNKNOWN))
+    emitter.send(None)
+    assert emitter.spoilt
+    for step in (emitter.abort, lambda: emitter.commit((), None, 0.1)):
+        with pytest.raises(StartAnewError, match="a record was refused") as raised:
+            step()
+        assert isinstance(raised.value.__cause__, BrokerError)
+
+
+def test_what_a_new_try_does_not_mend_ends_the_worker():
+    emitter = AtLeastOnceEmitter(refused_by(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    assert not emitter.spoilt
+    with pytest.raises(BrokerError, match="what the broker said"):
+        emitter.send(None)
 
 
 class Recording(Clients):

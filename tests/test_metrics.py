@@ -30,17 +30,34 @@ from streamserve.records import (
     RawBatch,
     Reject,
     RoutingEpoch,
+    Shadow,
     Stage,
     StageTimes,
     binary,
 )
+from streamserve.rollouts.shadow import ShadowTally
 from streamserve.testing import StubModel
 
 NOW = 1_700_000_000_000
 ABOUT = {"topology": "t", "version": "1", "python": "3", "onnxruntime": "1.31", "provider": "cpu"}
 SENT = Sent(at_ms=NOW, took_ns=3_000_000)
 WALL = {"gather": 1, "queue": 2_000_000, "decode": 3, "route": 4, "enrich": 5, "score": 6, "emit": 7}
-ORDER = ("stage", "error", "candidate", "why", "view", "status", "version", "decision", "partition", "to", "kind", "le")
+ORDER = (
+    "stage",
+    "error",
+    "candidate",
+    "outcome",
+    "agreed",
+    "why",
+    "view",
+    "status",
+    "version",
+    "decision",
+    "partition",
+    "to",
+    "kind",
+    "le",
+)
 STORE = StoreReading(State.OPEN, "timeout: x", {State.OPEN: 2, State.CLOSED: 1}, {"timeout": 5, "gone": 1}, 70)
 TYPES = {"counter", "gauge", "histogram"}
 
@@ -83,7 +100,10 @@ def full():
     )  # fmt: skip
     found.took(done.raw)
     found.record(done, SENT)
-    return found.exposition(Reading(partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE))
+    shadow = ShadowTally(Shadow("v2", "r", 100), compared=10, agreed=7, decided=9, failed=1, unanswered=2, shed=3)
+    return found.exposition(
+        Reading(partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE, shadow=shadow, shadow_lost=4)
+    )
 
 
 def families(exposition):

@@ -24,10 +24,11 @@ class Bench:
         self.broken: set[int] = set()
         self.scoring = Scoring(
             SimpleNamespace(process=self.process),
-            SimpleNamespace(send=self.sent.append, finished=self.finished),
+            SimpleNamespace(send=lambda batch: self.sent.append(batch.raw), finished=self.finished),
             record=lambda batch, sent: None,
             on_failure=self.failures.append,
             in_flight=in_flight,
+            beside=lambda shadowed: None,
         )
 
     def process(self, raw, view, now_ms):
@@ -36,7 +37,7 @@ class Bench:
             assert self.gates[raw].wait(20)
         if raw in self.broken:
             raise RuntimeError(f"batch {raw}")
-        return raw
+        return SimpleNamespace(raw=raw, shadowed=None)
 
     def finished(self) -> None:
         self.finished_count += 1

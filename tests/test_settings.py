@@ -43,6 +43,8 @@ VALUES = {
     "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
     "core_hour_price": ("0.1", 0.1), "batch_bytes": ("4096", 4096), "native": ("false", False),
     "candidate_deadline": ("0.5", 0.5), "control_keys": ("/c", Path("/c")), "sign_with": ("k1", "k1"),
+    "shadow_rows": ("5", 5), "shadow_bytes": ("4096", 4096), "shadow_deadline": ("3", 3.0),
+    "shadow_memory": ("1048576", 1 << 20),
     "pacing": ("false", False), "store_failures": ("5", 5), "store_pause": ("0.5", 0.5), "store_pause_max": ("9", 9.0),
 }  # fmt: skip
 

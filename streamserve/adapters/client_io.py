@@ -74,6 +74,10 @@ class RecordWriter(Protocol):
         """The first record that failed for good: why, and its topic."""
         ...
 
+    def failures(self) -> int:
+        """How many have failed for good."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -200,6 +200,22 @@ class Readiness:
             {one.worker: one.failed.get(version, "it is loading it") for one in living if version not in one.versions},
         )
 
+    @classmethod
+    def to_shadow(cls, rollout: str, share_bp: int, living: tuple[Heartbeat, ...]) -> Readiness:
+        """Of a rollout's candidate, to score so much of the stream beside stable."""
+
+        def lacks(one: Heartbeat) -> str:
+            found = one.shadow
+            if found is None or found.rollout != rollout or found.share != share_bp:
+                return "it has not begun"
+            return "" if found.running else found.why or "its process is not there"
+
+        why = {one.worker: lacks(one) for one in living}
+        return cls(
+            tuple(worker for worker, lack in why.items() if not lack),
+            {worker: lack for worker, lack in why.items() if lack},
+        )
+
     @property
     def whole(self) -> bool:
         """Every worker that lives is ready, and there is one: nobody is no good news."""
@@ -207,12 +223,16 @@ class Readiness:
 
 
 def wait_until_ready(
-    clients: Clients, topology: str, version: str, seconds: float, tell: Callable[[Readiness], None]
+    clients: Clients,
+    topology: str,
+    judge: Callable[[tuple[Heartbeat, ...]], Readiness],
+    seconds: float,
+    tell: Callable[[Readiness], None],
 ) -> Readiness:
-    """Until every worker that lives has prepared a version; the last look, if that takes longer."""
+    """Until every worker that lives is ready; the last look, if that takes longer."""
     limit, last = time.monotonic() + seconds, None
     while True:
-        found = Readiness.of(version, workers(clients, topology))
+        found = judge(workers(clients, topology))
         if found != last:
             tell(found)
             last = found

@@ -36,6 +36,7 @@ RETRY_S = 0.2  # until the next try of a commit, where the coordinator moves or 
 COMMIT_S = 120.0  # a broker that acknowledges nothing for this long stops the worker: nothing is committed
 LAST_COMMIT_S = 1.0  # what the last commit gets at least
 SETTLED_S = 30.0  # an incarnation that lives so long is none that fails at once
+BARREN = 5  # incarnations in a row that took up partitions and committed nothing: a new try does not mend it
 ANEW_S = (0.2, 5.0)  # between two incarnations, growing: the first pause and the longest
 
 
@@ -85,6 +86,7 @@ class Intake:
         self._began = 0.0
         self._pause = ANEW_S[0]
         self._fruitless_since: float | None = None  # since when no incarnation has taken up a partition
+        self._committed = self._barren = 0  # commits at the last one's end; how many made none since
         self._thread = threading.Thread(target=self._main, name="intake", daemon=True)
         self.incarnations = 0
 
@@ -248,12 +250,16 @@ class Intake:
         """Between two incarnations, the longer the less the last ones got done; True: the worker stops.
 
         Raises:
-            BrokerError: none has come to anything for a while, for this cause.
+            BrokerError: none has come to anything for a while, or for some tries, for this cause.
         """
-        now = time.monotonic()
+        now, commits = time.monotonic(), self._committed
+        self._committed = self.custody.commits
+        if self._committed != commits:
+            self._barren = 0
         if self._fruitless_since is None:
+            self._barren += 1
             self._fruitless_since, self._pause = now, ANEW_S[0]
-        if isinstance(cause, BrokerError) and now - self._fruitless_since > COMMIT_S:
+        if isinstance(cause, BrokerError) and (now - self._fruitless_since > COMMIT_S or self._barren >= BARREN):
             raise cause
         self._pause = min(2 * self._pause, ANEW_S[1])
         return self._stopping.wait(self._pause)

@@ -43,6 +43,8 @@ SESSION_TIMEOUT_MS = 6000  # a killed worker's partitions move within 4 s; the d
 # A broker that hangs answers nothing and closes nothing: what was sent to it waits for this, and partitions with it. A
 # dead one's partitions have other leaders after 9 s; the default of 60 s was how long they stood still.
 SOCKET_MS = 15_000
+# Who writes now and then asks a hung leader once more, and waits for SOCKET_MS, unless it hears of the next one before
+METADATA_MS = 5_000
 HEARTBEAT_MS = 500  # members hear of a rebalance by the next one, twice in a cooperative one
 UNCONFIRMED = (
     "see that every broker runs and has room on its disk, and that as many replicas of each output partition are in "
@@ -156,9 +158,13 @@ class Clients:
         return self._open(lambda: Producer(self._writing(**more), logger=LOG))
 
     def _writing(self, **more: object) -> dict[str, Any]:
-        return _without_group(
-            self.config(**{"enable_idempotence": True, "partitioner": "murmur2_random", "linger_ms": 5, **more})
-        )
+        ours = {
+            "enable_idempotence": True,
+            "partitioner": "murmur2_random",
+            "linger_ms": 5,
+            "topic_metadata_refresh_interval_ms": METADATA_MS,
+        }
+        return _without_group(self.config(**{**ours, **more}))
 
     def batch_producer(self, **more: object) -> tuple[Producer, Handle | None]:
         """The same, with its handle for the compiled path; None: records go as messages."""

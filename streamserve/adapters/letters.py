@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from numpy.typing import NDArray
 
 from streamserve.adapters.kafka import Clients, broker_error
-from streamserve.adapters.output import BATCH_BYTES, CLIENT_BYTES, METADATA_MS, RECORD_OVERHEAD
+from streamserve.adapters.output import BATCH_BYTES, CLIENT_BYTES, RECORD_OVERHEAD
 from streamserve.adapters.reading import Record, Span, Start, TopicReader
 from streamserve.adapters.replay import LINGER_MS, MESSAGE_TIMEOUT_S, QUEUE_WAIT_S
 from streamserve.adapters.topics import Topics
@@ -308,7 +308,6 @@ class _Line:
             message_timeout_ms=MESSAGE_TIMEOUT_S * 1000,
             message_max_bytes=max(CLIENT_BYTES, self._limits.max_bytes),
             batch_size=min(BATCH_BYTES, self._limits.max_bytes),
-            topic_metadata_refresh_interval_ms=METADATA_MS,
             linger_ms=LINGER_MS,
             compression_type="lz4",
         )

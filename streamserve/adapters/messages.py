@@ -97,11 +97,13 @@ class MessageWriter:
 
     def __init__(self) -> None:
         self._failed: tuple[KafkaError, str] | None = None
+        self._failures = 0
         self.producer: Producer | None = None
 
     def on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        if self._failed is None and error is not None:
-            self._failed = error, message.topic()
+        if error is not None:
+            self._failures += 1
+            self._failed = self._failed or (error, message.topic())
 
     def write(self, out: Outgoing, start: int) -> tuple[int, KafkaError | None]:
         assert self.producer is not None  # noqa: S101
@@ -124,6 +126,9 @@ class MessageWriter:
 
     def failure(self) -> tuple[KafkaError, str] | None:
         return self._failed
+
+    def failures(self) -> int:
+        return self._failures
 
     def close(self) -> None:
         """Nothing is held here."""

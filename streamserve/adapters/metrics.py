@@ -21,6 +21,7 @@ from streamserve.adapters.cost import Cost
 from streamserve.adapters.latency import EventLatency
 from streamserve.features.breaker import State, StoreReading
 from streamserve.records import FeatureStatus, OutputBatch, RawBatch
+from streamserve.rollouts.shadow import ShadowTally
 
 SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ROWS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
@@ -51,6 +52,9 @@ class Reading:
     trouble: bool = False
     lag: Mapping[int, int] = field(default_factory=dict)
     store: StoreReading = field(default_factory=StoreReading)
+    shadow: ShadowTally | None = None
+    shadow_waiting: int = 0
+    shadow_lost: int = 0
 
 
 class Metrics:
@@ -204,11 +208,40 @@ class _Standing(Collector):
         yield gauge("in_trouble", "1 while /ready says why this worker does not get on, else 0.", float(now.trouble))
         yield counter("cpu_seconds", "CPU that the process used, user and system.", self._cpu())
         yield from self._store(now.store)
+        yield from self._shadow(now)
         yield gauge(
             "cost_per_million_predictions",
             "Price of the CPU of a million predictions, over the last five minutes.",
             self._cost.per_million(),
         )
+
+    def _shadow(self, now: Reading) -> Iterable[Metric]:
+        known, found = [self._topology], now.shadow
+        events = CounterMetricFamily(
+            "streamserve_shadow_events",
+            "Events of the open rollout's shadow, by what became of them.",
+            labels=["topology", "candidate", "outcome"],
+        )
+        decided = CounterMetricFamily(
+            "streamserve_shadow_decisions",
+            "Events on which both versions decided, by whether they decided alike.",
+            labels=["topology", "candidate", "agreed"],
+        )
+        if found is not None:
+            name = found.shadow.candidate
+            for outcome in ("compared", "failed", "unanswered", "shed"):
+                events.add_metric([*known, name, outcome], getattr(found, outcome))
+            decided.add_metric([*known, name, "yes"], found.agreed)
+            decided.add_metric([*known, name, "no"], found.decided - found.agreed)
+        waiting = GaugeMetricFamily(
+            "streamserve_shadow_rows_waiting", "Events that wait for the shadowing candidate.", labels=["topology"]
+        )
+        waiting.add_metric(known, now.shadow_waiting)
+        lost = CounterMetricFamily(
+            "streamserve_shadow_records_lost", "Shadow decisions that did not reach their topic.", labels=["topology"]
+        )
+        lost.add_metric(known, now.shadow_lost)
+        return events, decided, waiting, lost
 
     def _store(self, now: StoreReading) -> Iterable[Metric]:
         known = [self._topology]

@@ -25,7 +25,6 @@ QUEUE_WAIT_S = 0.1  # how long one wait for room in the client's queue takes; it
 QUEUE_MESSAGES = 200_000
 QUEUE_KBYTES = 256 * 1024
 LINGER_MS = 1  # a micro-batch comes in one go: what is waited for here is not more rows, but latency
-METADATA_MS = 5_000  # a leader that went with its broker is looked for again; the default of 300 s outlasts a flush
 BATCH_BYTES = 1_000_000  # librdkafka's default; the broker holds a topic's limit against the whole batch
 CLIENT_BYTES = 4 << 20
 RECORD_OVERHEAD = 200  # what the batch and the record add at most, beside 16 bytes a header
@@ -55,7 +54,6 @@ class Output:
             queue_buffering_max_kbytes=QUEUE_KBYTES,
             message_max_bytes=max(CLIENT_BYTES, *limits.values()),
             batch_size=min(BATCH_BYTES, *limits.values()),
-            topic_metadata_refresh_interval_ms=METADATA_MS,
             compression_type="lz4",
             linger_ms=LINGER_MS,
             on_delivery=messages.on_delivery,
@@ -127,6 +125,11 @@ class Output:
         """The first record that failed for good."""
         failed = self._writer.failure()
         return None if failed is None else broker_error(failed[0], f"{self.where} topic {failed[1]}")
+
+    def refused(self) -> KafkaError | None:
+        """Why it failed, as the client says it."""
+        failed = self._writer.failure()
+        return None if failed is None else failed[0]
 
     def raise_if_stopping(self) -> None:
         """BrokerError where the worker stops: whoever waits for the broker gives up."""

@@ -184,6 +184,9 @@ class PackedWriter:
         found = self._handle.first_failure()
         return None if found is None else (KafkaError(found[0]), found[1])
 
+    def failures(self) -> int:
+        return self._handle.counts()[1]
+
     def close(self) -> None:
         for topic in self._topics.values():
             self._lib.topic_free(topic)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from streamserve.adapters.metrics import Sent
 from streamserve.pipeline.pipeline import Pipeline
+from streamserve.pipeline.shadow import Shadowed
 from streamserve.records import OutputBatch, Routed
 
 LOG = logging.getLogger("streamserve.scoring")
@@ -34,6 +35,7 @@ class Scoring:
 
     Args:
         record: told of every batch that was sent.
+        beside: handed what a candidate is to score as well; waits for nothing.
         on_failure: told of what stops the worker.
     """
 
@@ -45,9 +47,10 @@ class Scoring:
         record: Callable[[OutputBatch, Sent], None],
         on_failure: Callable[[BaseException], None],
         in_flight: int,
+        beside: Callable[[Shadowed], None],
     ) -> None:
         self._pipeline, self._outlet = pipeline, outlet
-        self._record, self._on_failure = record, on_failure
+        self._record, self._on_failure, self._beside = record, on_failure, beside
         self._workers = [ThreadPoolExecutor(1, f"score-{number}") for number in range(in_flight)]
         self._load = [0] * in_flight  # batches of each
         self._turn = threading.Condition()
@@ -90,6 +93,8 @@ class Scoring:
         started = time.monotonic_ns()
         self._outlet.send(batch)
         self._record(batch, Sent(at_ms=time.time_ns() // 1_000_000, took_ns=time.monotonic_ns() - started))
+        if isinstance(batch.shadowed, Shadowed):
+            self._beside(batch.shadowed)
 
     def close(self) -> None:
         """Nothing more is sent; whoever waits for its turn gives up."""

@@ -27,16 +27,19 @@ from streamserve.adapters.control_state import Control
 from streamserve.adapters.incarnation import Incarnations, worker_name
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
-from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading
+from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
 from streamserve.adapters.onnx import RUNTIME, OnnxSession
 from streamserve.adapters.progress_log import ProgressLog
 from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
 from streamserve.adapters.schema_ids import SchemaIds, schema_ids
 from streamserve.adapters.topics import Topics, refuse
+from streamserve.agents.audit import Audit
+from streamserve.agents.isolated import isolation
 from streamserve.agents.preparing import Preparing
 from streamserve.agents.presence import Presence
 from streamserve.agents.scoring import Scoring
+from streamserve.agents.shadowing import make_shadowing
 from streamserve.agents.trials import Trials
 from streamserve.agents.web import Health, add_pages
 from streamserve.control.state import State
@@ -49,7 +52,7 @@ from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
 from streamserve.pipeline.schemas import EventSchema
-from streamserve.records import ControlView, RawBatch, Routed, TopicPartition
+from streamserve.records import ControlView, OutputBatch, RawBatch, Routed, TopicPartition
 from streamserve.settings import Settings
 from streamserve.simulate.describe import check_features
 from streamserve.simulate.load import load_schema
@@ -92,6 +95,7 @@ class Worker:
         self._progress = ProgressLog(self._clients, topology.name)
         self._control = Control(self._clients, topology.name, self._progress)
         self._check_control(catalogue)
+        isolate = isolation(settings, topology, lambda: self._control.state)
         versions = LoadedVersions(
             Registry(settings.registry),
             catalogue,
@@ -99,6 +103,8 @@ class Worker:
             partial(OnnxSession, settings=SessionSettings.of(settings)),
             warm_rows=(1, settings.batch_rows),
             pinned=lambda: dict(self._control.state.manifests),
+            isolate=lambda version: contextlib.closing(isolate(version)),
+            proven=lambda: self._control.state.stables,
         )
         versions.get(self._control.state.stable)  # without it there is nothing to serve
         self._presence = Presence(self._clients, topology.name, worker_name(), self._progress, self._control)
@@ -131,12 +137,19 @@ class Worker:
             self._custody,
         )
         self.health.trouble = lambda: self._progress.silence() or self._intake.trouble()
+        self._shadowing = make_shadowing(self._clients, topology, topics, self._control, versions, isolate)
+        first = (topology.source.topic, 0)
+        self._audit = Audit(
+            self._clients, topology.name, topology.source.topic, self._control, worker_name(),
+            lambda: first in self._custody.partitions,
+        )  # fmt: skip
         self._scoring = Scoring(
             pipeline,
             self._intake,
-            record=self.metrics.record,
+            record=self._record,
             on_failure=self._fail,
             in_flight=settings.batches_in_flight,
+            beside=self._shadowing.offer,
         )
         self._app = self._make_app()
 
@@ -200,6 +213,10 @@ class Worker:
 
     # ---- between the threads
 
+    def _record(self, batch: OutputBatch, sent: Sent) -> None:
+        self.metrics.record(batch, sent)
+        self._presence.record(batch)
+
     def _hand_over(self, batch: RawBatch, view: ControlView) -> None:
         assert self._loop is not None  # noqa: S101  (the intake starts after the loop)
         self.metrics.took(batch)
@@ -242,6 +259,9 @@ class Worker:
                 trouble=bool(self.health.why),
                 lag=intake.lag(),
                 store=self._store.reading(),
+                shadow=self._shadowing.tally(),
+                shadow_waiting=self._shadowing.waiting,
+                shadow_lost=self._shadowing.lost,
             )
         )
 
@@ -294,8 +314,10 @@ class Worker:
                 ("versions", self._preparing.run, self._closing),
                 (
                     "status", self._presence.run, self._closing, self._intake, self._versions, self._preparing,
-                    self.health,
+                    self.health, self._shadowing,
                 ),
+                ("shadow", self._shadowing.run, self._closing),
+                ("audit", self._audit.run, self._closing),
             )
         ]  # fmt: skip
         for follower in followers:

@@ -13,7 +13,7 @@ import click
 import streamserve
 from streamserve.errors import ConfigError
 
-PARTS = ("contest", "uniform", "vectors", "latency", "growth", "memory", "restart")
+PARTS = ("contest", "uniform", "vectors", "latency", "growth", "memory", "restart", "shadow", "commands")
 
 
 @click.command()

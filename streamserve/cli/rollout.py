@@ -21,6 +21,7 @@ from streamserve.control.commands import (
     Revive,
     Rollback,
     Segment,
+    Shadow,
     Shift,
 )
 from streamserve.errors import ControlError
@@ -33,7 +34,7 @@ from streamserve.topology import Topology
 
 @click.group()
 def rollout() -> None:
-    """Try, promote and take back a model version under a running stream."""
+    """Shadow, try, promote and take back a model version under a running stream."""
 
 
 @rollout.command()
@@ -78,6 +79,24 @@ def start(
             where=f"topology {topology.name}",
             mend="the rollout is open and workers try on; `streamserve rollout status` shows how far they are",
         )
+
+
+@rollout.command()
+@said
+@click.argument("share", type=Share())
+@click.option("--where", "segment", multiple=True, metavar="FIELD=VALUES", help="Of these events alone.")
+def shadow(topology: Topology, share: int, segment: tuple[str, ...], actor: str, reason: str, timeout: float) -> None:
+    """Let the candidate score a SHARE of the stream (5%, 100%) beside stable, without answering; 0% ends it."""
+    session = Session(topology, actor, reason, timeout)
+    found = session.open()
+    session.send(Shadow(**session.of_rollout(), percent_bp=share, where=where(segment) or None))
+    if share and timeout and not session.wait_until_shadowed(found.id, share).whole:
+        raise ControlError(
+            f"version {found.candidate} does not shadow on every worker after {timeout:g} s",
+            where=f"topology {topology.name}",
+            mend="the command is in force and workers try on; `streamserve rollout status` shows why",
+        )
+    out().print(f"{found.candidate} shadows {percent(share)} of the stream", highlight=False)
 
 
 @rollout.command()

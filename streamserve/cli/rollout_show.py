@@ -19,7 +19,7 @@ from streamserve.cli.common import out, print_whole, quiet_pipe, settings, topol
 from streamserve.cli.weights import percent
 from streamserve.control.outcome import Outcome
 from streamserve.control.state import State
-from streamserve.rollouts.heartbeat import Heartbeat
+from streamserve.rollouts.heartbeat import Heartbeat, ShadowBeat
 from streamserve.topology import Topology
 
 REFRESH_S = 1.0
@@ -110,13 +110,28 @@ def _fleet(state: State, living: Sequence[Heartbeat]) -> Tree:
                 f"  partitions {sorted(one.partitions)}  lag {one.lag:,}" + (f"  {one.why}" if one.why else ""),
             )
         )
+        if (shadow := one.shadow) is not None and state.rollout and shadow.rollout == state.rollout.id:
+            node.add(_shadow(shadow))
         for version in wanted:
-            node.add(
-                Text.assemble(f"{version} ", ("ready", GOOD))
-                if version in one.versions
-                else Text.assemble(f"{version} ", (one.failed.get(version, "loading"), BAD))
-            )
+            if version not in one.versions:
+                node.add(Text.assemble(f"{version} ", (one.failed.get(version, "loading"), BAD)))
+                continue
+            took = one.batch_ms.get(version)
+            times = f"  {took[0]:g} ms a batch, p99 {took[1]:g}" if took else ""
+            node.add(Text.assemble(f"{version} ", ("ready", GOOD), (times, DIM)))
     return branch
+
+
+def _shadow(found: ShadowBeat) -> Text:
+    agreement = f", agrees in {found.agreed / found.decided:.2%} of {found.decided:,}" if found.decided else ""
+    troubles = {"failed": found.failed, "unanswered": found.unanswered, "shed": found.shed, "lost": found.lost}
+    return Text.assemble(
+        ("shadow ", DIM),
+        (f"{found.candidate} ", GOOD if found.running else BAD),
+        f"scored {found.compared:,}{agreement}",
+        ("".join(f", {count:,} {what}" for what, count in troubles.items() if count), BAD),
+        (f"  {found.why}" if found.why and not found.running else "", BAD),
+    )
 
 
 @click.command()

@@ -6,6 +6,7 @@ import getpass
 import json
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -18,6 +19,7 @@ from streamserve.control.outcome import Outcome
 from streamserve.control.signature import Key
 from streamserve.control.state import Rollout
 from streamserve.errors import ControlError, SettingsError
+from streamserve.rollouts.heartbeat import Heartbeat
 from streamserve.settings import Settings
 from streamserve.topology import Topology
 
@@ -102,7 +104,15 @@ class Session:
             )
 
     def wait_until_ready(self, version: str) -> Readiness:
-        return wait_until_ready(self.clients, self.topology.name, version, self.timeout, _told(version))
+        """Until every worker that lives has loaded a version; the last look, if that takes longer."""
+        return self._wait_until(partial(Readiness.of, version), f"{version} is ready")
+
+    def wait_until_shadowed(self, rollout: str, share: int) -> Readiness:
+        """Until the candidate runs as a shadow on every worker that lives; the last look, if that takes longer."""
+        return self._wait_until(partial(Readiness.to_shadow, rollout, share), "shadow runs")
+
+    def _wait_until(self, judge: Callable[[tuple[Heartbeat, ...]], Readiness], what: str) -> Readiness:
+        return wait_until_ready(self.clients, self.topology.name, judge, self.timeout, _told(what))
 
 
 def signing_key(settings: Settings) -> Key | None:
@@ -128,13 +138,13 @@ def _tell(effect: Effect) -> None:
     out().print(f"  {effect}", highlight=False)
 
 
-def _told(version: str) -> Callable[[Readiness], None]:
+def _told(what: str) -> Callable[[Readiness], None]:
     def tell(found: Readiness) -> None:
         if not found.ready and not found.missing:
             out().print("  no worker lives", highlight=False)
             return
         total = len(found.ready) + len(found.missing)
-        out().print(f"  {version} is ready on {len(found.ready)} of {total} workers", highlight=False)
+        out().print(f"  {what} on {len(found.ready)} of {total} workers", highlight=False)
         for worker, why in found.missing.items():
             out().print(f"    {worker}: {why}", highlight=False, markup=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from streamserve.control.names import NO_NAMES, Names
-from streamserve.records import ControlView, Cutover, RoutingEpoch, Rule, Scalar, TopicPartition
+from streamserve.records import ControlView, Cutover, RoutingEpoch, Rule, Scalar, Shadow, TopicPartition
 
 Where = tuple[tuple[str, tuple[Scalar, ...]], ...]  # as in Rule
 
@@ -102,7 +102,14 @@ class State:
         return {version: sha256 for version, sha256 in self.manifests if version in named}
 
     def view(self, cutovers: Mapping[TopicPartition, tuple[Cutover, ...]] | None = None) -> ControlView:
-        return ControlView(self.topology, self.epochs, cutovers or {}, self.generation)
+        return ControlView(self.topology, self.epochs, cutovers or {}, self.generation, self.shadow())
+
+    def shadow(self) -> Shadow | None:
+        """What the open rollout shadows; a killed candidate, and one that stable fell back to, do not."""
+        found = self.rollout
+        if found is None or not found.shadow_bp or found.candidate in (self.stable, *self.killed):
+            return None
+        return Shadow(found.candidate, found.id, found.shadow_bp, found.shadow_where, self.segments)
 
     def routing(self, number: int) -> RoutingEpoch:
         """What this state routes by, as the epoch of that number.

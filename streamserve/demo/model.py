@@ -23,6 +23,7 @@ from streamserve.simulate.recorded import to_json
 from streamserve.simulate.view_files import view_rows
 
 CHUNK = 10_000
+APRIL = (dt.datetime(2013, 4, 1, tzinfo=dt.UTC), dt.datetime(2013, 5, 1, tzinfo=dt.UTC))
 MARCH = (dt.datetime(2013, 3, 1, tzinfo=dt.UTC), dt.datetime(2013, 4, 1, tzinfo=dt.UTC))
 
 

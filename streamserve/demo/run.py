@@ -27,10 +27,11 @@ from rich.table import Table
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.replay import Replay
 from streamserve.adapters.schema_ids import schema_ids
-from streamserve.demo import train
+from streamserve.demo import picture, train
 from streamserve.demo.data import write_demo_files
-from streamserve.demo.model import MARCH, train_version, window
+from streamserve.demo.model import APRIL, MARCH, train_version, window
 from streamserve.demo.screen import Screen
+from streamserve.demo.story import BETTER, BROKEN, Story, write_broken
 from streamserve.demo.views import view_tables
 from streamserve.demo.watch import Totals, Watch
 from streamserve.dev import services
@@ -45,15 +46,20 @@ from streamserve.topology import load_topology
 TOPOLOGY = Path("topologies/flights.py")
 VERSION = "v1"
 GOLDEN_ROWS = 64
+SWAPPED = ("hour", "distance")
+BEGIN = 28_000  # events, most of April's: then the second version can have learned from them
+REST_S = 90.0  # for what is left of the story when the stream has ended
 READY_S, END_S, STOP_S = 30.0, 60.0, 30.0
-BROKEN = (b"not an event", b"\x00\x00\x00\x00\x63 of a schema that nobody knows", b"\x00\x00\x00\x00\x01\x02")
+MALFORMED = (b"not an event", b"\x00\x00\x00\x00\x63 of a schema that nobody knows", b"\x00\x00\x00\x00\x01\x02")
 Command = Callable[[list[str]], None]
+Notes = list[tuple[float, str]]  # seconds of the stream, and what was done then
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     rate: float | None
     limit: int | None
+    story: bool = True
 
 
 def run_demo(settings: Settings, options: Options, command: Command, console: Console) -> None:
@@ -81,8 +87,10 @@ def run_demo(settings: Settings, options: Options, command: Command, console: Co
         )
         _tell(settings)
         _prepare(settings, folder, served, command, console)
-        totals, sent = _stream(settings, options, served, console, began)
+        totals, sent, notes = _stream(settings, options, served, console, began)
     _report(totals, sent, folder, console)
+    _draw(totals, notes, folder, console)
+    _point_on(totals, console)
 
 
 def _prepare_data(folder: Path, console: Console) -> Path:
@@ -115,19 +123,30 @@ def _prepare(settings: Settings, folder: Path, served: Path, command: Command, c
     topology = load_topology(TOPOLOGY)
     run("topics", "apply", str(TOPOLOGY))
     run("features", "load", str(TOPOLOGY), *(f"{v.name}={folder / v.name}.parquet" for v in topology.views))
-    if VERSION not in Registry(settings.registry).versions(topology.model):
-        console.print("[bold]training on March[/]")
-        path = train_version(Catalogue(topology), load_schema(settings, topology), folder, VERSION)
+    registry = Registry(settings.registry)
+
+    def add(version: str, path: Path, learned: str) -> None:
         run(
-            "models", "add", str(TOPOLOGY), VERSION, str(path),
-            "--vocabularies", str(folder / f"{VERSION}.vocabularies.json"),
-            "--training", str(folder / f"{VERSION}.training.json"),
+            "models", "add", str(TOPOLOGY), version, str(path),
+            "--vocabularies", str(folder / f"{learned}.vocabularies.json"),
+            "--training", str(folder / f"{learned}.training.json"),
             "--golden", str(served), "--golden-rows", str(GOLDEN_ROWS),
         )  # fmt: skip
+
+    for version, month, between in ((VERSION, "March", MARCH), (BETTER, "April", APRIL)):
+        if version not in registry.versions(topology.model):
+            console.print(f"[bold]training {version} on {month}[/]")
+            schema = load_schema(settings, topology)
+            add(version, train_version(Catalogue(topology), schema, folder, version, between=between), version)
+    if BROKEN not in registry.versions(topology.model):
+        (given,) = registry.manifest(topology.model, BETTER).inputs
+        add(BROKEN, write_broken(folder / f"{BETTER}.onnx", given.features, SWAPPED), BETTER)
     run("topology", "init", str(TOPOLOGY), "--version", VERSION, "--if-new")
 
 
-def _stream(settings: Settings, options: Options, served: Path, console: Console, began: float) -> tuple[Totals, int]:
+def _stream(
+    settings: Settings, options: Options, served: Path, console: Console, began: float
+) -> tuple[Totals, int, Notes]:
     topology = load_topology(TOPOLOGY)
     clients, ids = Clients(settings), schema_ids(settings)
     schema = load_schema(settings, topology)
@@ -150,19 +169,36 @@ def _stream(settings: Settings, options: Options, served: Path, console: Console
         feeder.start()
         quiet_until = time.monotonic() + END_S
         with Screen(console, watch, total) as screen:
+            story = _story(watch, console, min(BEGIN, total // 4), settings.home / "demo") if options.story else None
             seen = -1
-            while watch.totals.predictions + watch.totals.dead_letters < total + len(BROKEN):
+            while watch.totals.predictions + watch.totals.dead_letters < total + len(MALFORMED):
                 screen.update(sent[-1])
                 if watch.totals.predictions != seen:
                     seen, quiet_until = watch.totals.predictions, time.monotonic() + END_S
                 _check(worker, watch, failure, quiet_until, settings)
                 threading.Event().wait(0.1)
             screen.update(sent[-1])
+            if story is not None:
+                story.finish(REST_S)
         feeder.join(STOP_S)
         if watch.totals.first_at is not None:
             console.print(f"  [dim]first prediction {watch.totals.first_at - began:.1f} s after the start[/]")
     watch.close()
-    return watch.totals, total
+    return watch.totals, total, [] if story is None else story.notes
+
+
+def _story(watch: Watch, console: Console, first: int, folder: Path) -> Story:
+    story = Story(
+        str(TOPOLOGY),
+        first,
+        str(folder),
+        dict(os.environ),
+        lambda: watch.totals.predictions,
+        lambda: watch.seconds,
+        console.print,
+    )
+    story.start()
+    return story
 
 
 def _check(
@@ -223,7 +259,7 @@ def _tail(log: Path) -> str:
 def _send_broken(clients: Clients, topic: str) -> None:
     """Three events that nobody can decode: they end in dead letters, the stream goes on."""
     producer = clients.producer()
-    for value in BROKEN:
+    for value in MALFORMED:
         producer.produce(topic, value)
     producer.flush(10)
 
@@ -238,7 +274,7 @@ def _report(totals: Totals, total: int, folder: Path, console: Console) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_row("events sent, and predicted", f"{total:,} / {totals.predictions:,}")
-    table.add_row("broken events sent, and dead letters", f"{len(BROKEN)} / {totals.dead_letters}")
+    table.add_row("broken events sent, and dead letters", f"{len(MALFORMED)} / {totals.dead_letters}")
     table.add_row("latency p50, p99", f"{p50:.0f} ms, {p99:.0f} ms")
     if 0 < truth.sum() < len(truth):
         table.add_row("AUC against what really happened", f"{train.auc(scores, truth):.3f}")
@@ -247,11 +283,25 @@ def _report(totals: Totals, total: int, folder: Path, console: Console) -> None:
         shares = ", ".join(f"{s} {c / sum(parts.values()):.1%}" for s, c in sorted(parts.items()))
         table.add_row(f"view {view}", shares)
     console.print(table)
+
+
+def _draw(totals: Totals, notes: Notes, folder: Path, console: Console) -> None:
+    """Which version answered when."""
+    if len(totals.versions) > 1:
+        console.print(picture.table(totals.versions, notes))
+        path = folder / "versions.svg"
+        path.write_text(picture.svg(totals.versions, notes))
+        console.print(f"  [dim]the same as a picture: {path}[/]")
+
+
+def _point_on(totals: Totals, console: Console) -> None:
     console.print("\nwhere to look next (the data is kept):", style="bold")
     for line in (
         "streamserve dev up",
         f"streamserve predictions tail {TOPOLOGY} --from -5 --no-follow",
         f"streamserve explain {TOPOLOGY} {totals.last_id}",
+        f"streamserve rollout history {TOPOLOGY}",
+        f"streamserve shadow report {TOPOLOGY}",
         f"streamserve dead-letters list {TOPOLOGY}",
         f"streamserve check {TOPOLOGY}",
         "streamserve dev down",

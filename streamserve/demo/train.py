@@ -74,7 +74,7 @@ def train(
     try:
         import lightgbm
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise not_installed(error) from error
     parameters = {
         "objective": "binary",
         "num_leaves": leaves,
@@ -101,7 +101,7 @@ def export_onnx(booster: Booster, n_features: int, path: Path) -> None:
         from onnxmltools import convert_lightgbm
         from onnxmltools.convert.common.data_types import FloatTensorType
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise not_installed(error) from error
     exact = lightgbm.Booster(model_str=round_thresholds(booster.model_to_string()))
     model = convert_lightgbm(
         exact,
@@ -184,5 +184,6 @@ def _rounded(line: str) -> str:
     return f"{name}=" + " ".join(repr(float(v)) for v in floor32(np.array(values.split(), np.float64)))
 
 
-def _not_installed(error: ImportError) -> ConfigError:
+def not_installed(error: ImportError) -> ConfigError:
+    """Training needs more than serving."""
     return ConfigError(f"training needs {error.name}, which is not installed", mend="pip install 'streamserve[demo]'")

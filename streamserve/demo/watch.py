@@ -25,7 +25,10 @@ STAMP = HEADER + "source.timestamp"
 
 @dataclass
 class Totals:
-    """Everything seen so far. latencies: milliseconds from a record's timestamp to its prediction's arrival."""
+    """Everything seen so far. latencies: milliseconds from a record's timestamp to its prediction's arrival.
+
+    versions: of each, predictions by second.
+    """
 
     predictions: int = 0
     dead_letters: int = 0
@@ -34,6 +37,7 @@ class Totals:
     scores: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = field(default_factory=list)
     event_ids: list[str] = field(default_factory=list)
     latencies: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = field(default_factory=list)
+    versions: dict[str, list[int]] = field(default_factory=dict)
     last_id: str = ""
     first_at: float | None = None
 
@@ -111,9 +115,23 @@ class Watch:
         for text, count in _counts(pairs).items():
             view, _, status = text.partition(" ")
             totals.statuses[view, status] += count
+        self._note_versions(_counts(columns.column("model_version")))
         totals.last_id = columns.column("prediction_id")[len(columns) - 1].as_py()
         totals.predictions += len(columns)
         self._recent.append((time.monotonic(), len(columns)))
+
+    @property
+    def seconds(self) -> float:
+        """Since the first prediction."""
+        return 0.0 if self.totals.first_at is None else time.monotonic() - self.totals.first_at
+
+    def _note_versions(self, counts: dict[str, int]) -> None:
+        second, found = int(self.seconds), self.totals.versions
+        for name in counts:
+            found.setdefault(name, [])
+        for name, of in found.items():
+            of.extend([0] * (second + 1 - len(of)))
+            of[second] += counts.get(name, 0)
 
 
 def _counts(column: object) -> dict[str, int]:

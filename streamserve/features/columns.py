@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from streamserve.features import packed
 from streamserve.features.buffers import Coded, Mask, Texts, as_text, bits, numbers, valid
 from streamserve.features.catalogue import Atom, Catalogue
-from streamserve.features.rows import StoredRows
+from streamserve.features.rows import FeatureStore, StoredRows
 from streamserve.features.timeparts import PACKED, Clock, packed_parts, wall_clock
 from streamserve.records import EventBatch
 from streamserve.topology import DerivedFeature, PartsFeature, VectorFeature, View
@@ -73,6 +73,13 @@ class BatchColumns:
         self._done: dict[tuple[str | int, ...], Column] = {}
         self._clocks: dict[tuple[str, str], Clock] = {}  # by path and zone
         self._codes: dict[tuple[str, tuple[str, ...]], Column] = {}
+
+    def with_more(self, views: Sequence[View], store: FeatureStore) -> BatchColumns:
+        """The same with the rows of more views, for which the store is asked. What is computed here is not again."""
+        more = StoredRows(views, self.events, self._texts, store)
+        found = BatchColumns(self._catalogue, self.events, self._texts, self.stored.beside(more))
+        found._done, found._clocks, found._codes = dict(self._done), self._clocks, self._codes
+        return found
 
     def column(self, name: str, pins: Mapping[str, View] = NO_PINS) -> Column:
         """A feature that needs no vocabulary; a category comes as the event has it.

@@ -10,6 +10,7 @@ import datetime as dt
 import math
 import struct
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -184,8 +185,21 @@ class StoredRows:
         self._status = answer.status
         self._rows = None if answer.values is None else pa.array(answer.values, pa.binary())
         self._done: dict[int, tuple[View, ViewColumns]] = {}
+        self._others: StoredRows | None = None
+
+    def knows(self, view: View) -> bool:
+        """Whether this view's rows were asked for."""
+        return view.name in self._keys
+
+    def beside(self, others: StoredRows) -> StoredRows:
+        """These rows, and those of other views of the same batch."""
+        found = copy(self)
+        found._others = others  # noqa: SLF001  (one of its own kind)
+        return found
 
     def view(self, view: View) -> ViewColumns:
+        if self._others is not None and not self.knows(view):
+            return self._others.view(view)
         done = self._done.get(id(view))
         if done is None:
             done = self._done[id(view)] = (view, self._read(view))

@@ -26,6 +26,7 @@ from streamserve.pipeline.enrich import build_matrix, open_columns
 from streamserve.pipeline.prediction import Provenance
 from streamserve.pipeline.route import route
 from streamserve.pipeline.score import Scorer
+from streamserve.pipeline.shadow import Shadowed, choose
 from streamserve.records import (
     Assignment,
     ControlView,
@@ -65,6 +66,7 @@ class Result:
     """Everything that is known of a batch on its way; what `explain` and the tests look into.
 
     assignment: who answered in the end. fallbacks: by candidate and error, the events that stable answered for it.
+    shadowed: what is to be scored by a candidate as well.
     """
 
     events: EventBatch
@@ -74,6 +76,7 @@ class Result:
     rejects: tuple[Reject, ...]
     times: StageTimes
     fallbacks: Mapping[tuple[str, str], int]
+    shadowed: Shadowed | None = None
 
 
 class Pipeline:
@@ -144,8 +147,19 @@ class Pipeline:
         times = StageTimes({**_waits(raw, marks[0]), **wall}, answers.times)
         fallbacks = {(one.version, one.why): len(one.fallen) for one in attempts if len(one.fallen)}
         made = [*answers.stable, *((one.matrix, one.scores) for one in attempts if one.matrix and one.scores)]
+        shadowed = None
+        if view.shadow is not None:
+            said = [(matrix, scores, loaded[matrix.version].plan) for matrix, scores in answers.stable]
+            shadowed = choose(view.shadow, columns, assignment, said, self._about)
         return Result(
-            events, assignment, tuple(m for m, _ in made), tuple(said for _, said in made), rejects, times, fallbacks
+            events=events,
+            assignment=assignment,
+            matrices=tuple(matrix for matrix, _ in made),
+            scores=tuple(scores for _, scores in made),
+            rejects=rejects,
+            times=times,
+            fallbacks=fallbacks,
+            shadowed=shadowed,
         )
 
     def process(self, raw: RawBatch, view: ControlView, now_ms: int) -> OutputBatch:
@@ -167,6 +181,7 @@ class Pipeline:
             fallbacks=result.fallbacks,
             statuses=_count_statuses(result.matrices),
             times=StageTimes(wall, result.times.versions),
+            shadowed=result.shadowed,
         )
 
 

@@ -17,6 +17,28 @@ SILENT_MS = 5000  # who was not heard for so long is gone, or cut off; four beat
 SCHEMA_VERSION = 1
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
+class ShadowBeat(BaseModel):
+    """What became of the events that a worker has shadowed, since the rollout's shadow began there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rollout: str
+    candidate: str
+    share: Annotated[Count, Field(description="Basis points of the stream.")] = 0
+    running: Annotated[bool, Field(description="Its process is there.")] = False
+    why: Annotated[str, Field(max_length=2000, description="Its last trouble.")] = ""
+    compared: Annotated[Count, Field(description="Scored by both versions.")] = 0
+    decided: Annotated[Count, Field(description="Of these, where both decided.")] = 0
+    agreed: Annotated[Count, Field(description="Of these, where they decided alike.")] = 0
+    failed: Annotated[Count, Field(description="The candidate gave an error.")] = 0
+    unanswered: Annotated[Count, Field(description="It hung, died, or could not run.")] = 0
+    shed: Annotated[Count, Field(description="It was too slow for them.")] = 0
+    lost: Annotated[Count, Field(description="Records that did not reach their topic, since the worker's start.")] = 0
+
+
 class Heartbeat(BaseModel):
     """The published form (`schemas/streamserve.status.json`). Fields that are not known yet are let be."""
 
@@ -35,6 +57,11 @@ class Heartbeat(BaseModel):
     lag: Annotated[int, Field(ge=0, description="Records of its partitions that it has not read.")] = 0
     versions: Annotated[tuple[str, ...], Field(description="Loaded and warm.")] = ()
     failed: Annotated[dict[str, str], Field(description="Versions that it can't load, and why.")] = {}
+    shadow: ShadowBeat | None = None
+    batch_ms: Annotated[
+        dict[str, tuple[float, float]],
+        Field(description="By version, what it took for each of its last batches: p50 and p99, milliseconds."),
+    ] = {}
 
     def encode(self) -> bytes:
         return self.model_dump_json(exclude_defaults=False).encode()

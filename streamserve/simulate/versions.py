@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from streamserve.simulate.golden import check_golden
 LOG = logging.getLogger("streamserve.versions")
 
 
+Isolate = Callable[[str], AbstractContextManager[Session]]
+
+
 @dataclass(frozen=True, slots=True)
 class Direct:
     """A candidate that scores in the thread that asks."""
@@ -45,6 +49,7 @@ class LoadedVersions:
     """Loads versions of a topology's model on demand, each once. Safe from several threads.
 
     pinned: asked at each load for the manifest hashes that the control log names, by version.
+    isolate: a version's session in a process of its own, where one that is not `proven` is examined first.
     """
 
     def __init__(
@@ -55,9 +60,12 @@ class LoadedVersions:
         load: Loader,
         warm_rows: Sequence[int],
         pinned: Callable[[], Mapping[str, str]] = dict,
+        isolate: Isolate | None = None,
+        proven: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._registry, self._catalogue, self._schema = registry, catalogue, schema
         self._load, self._warm_rows, self._pinned = load, warm_rows, pinned
+        self._isolate, self._proven = isolate, proven
         self._loaded: dict[str, LoadedVersion] = {}
         self._lock = threading.Lock()
 
@@ -92,7 +100,16 @@ class LoadedVersions:
             self._loaded = {name: one for name, one in self._loaded.items() if name not in gone}
         return gone
 
-    def _prepare(self, version: str) -> LoadedVersion:
+    def plan(self, version: str) -> FeaturePlan:
+        """How its inputs are filled; nothing of it is loaded.
+
+        Raises:
+            ModelError: it is missing, was tampered with, or does not fit the topology.
+        """
+        self._check(version)
+        return FeaturePlan.of(self._registry.manifest(self._catalogue.topology.model, version), self._catalogue)
+
+    def _check(self, version: str) -> None:
         model = self._catalogue.topology.model
         expected, found = self._pinned().get(version), self._registry.manifest_sha256(model, version)
         if expected and expected != found:
@@ -102,15 +119,29 @@ class LoadedVersions:
                 where=str(self._registry.folder(model, version)),
                 mend="restore the folder from where it came: a version in force never changes",
             )
-        manifest, session = open_version(self._registry, model, version, self._load)
+
+    def _prepare(self, version: str) -> LoadedVersion:
+        model = self._catalogue.topology.model
+        self._check(version)
+        manifest = self._registry.manifest(model, version)
         plan = FeaturePlan.of(manifest, self._catalogue)
+        if self._isolate is not None and version not in self._proven():
+            with self._isolate(version) as session:  # what it does to a process, it does to another one
+                self._examine(manifest, session)
+        manifest, session = open_version(self._registry, model, version, self._load)
+        self._examine(manifest, session)
+        return LoadedVersion(plan, Scorer(manifest, session))
+
+    def _examine(self, manifest: Manifest, session: Session) -> None:
+        """Warm it, and hold it against its golden set."""
         if manifest.golden is not None:
             path = self._registry.file(manifest, manifest.golden)
             worst = check_golden(self._catalogue, self._schema, manifest, session, _read_golden(path))
-            LOG.info("%s %s agrees with its golden set (largest difference %g)", manifest.model, version, worst)
+            LOG.info(
+                "%s %s agrees with its golden set (largest difference %g)", manifest.model, manifest.version, worst
+            )
         for rows in self._warm_rows:
             session.run({given.name: blank(given, rows) for given in manifest.inputs}, _asked(manifest))
-        return LoadedVersion(plan, Scorer(manifest, session))
 
 
 def open_version(registry: Registry, model: str, version: str, load: Loader) -> tuple[Manifest, Session]:

@@ -1,0 +1,246 @@
+"""A version in a process of its own: whatever it does there, nobody else's memory, threads or interpreter are touched.
+
+One that takes its process down, hangs or eats memory is ended and begun again; who waits for it is told which it was.
+What goes to and fro are Arrow tables over a pair of sockets, each with its length before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from streamserve.adapters.schema_ids import schema_ids
+from streamserve.control.state import State
+from streamserve.errors import ModelError
+from streamserve.features.arrays import listed, unflat
+from streamserve.models.manifest import Tensor
+from streamserve.models.session import Array, SessionSettings
+from streamserve.pipeline.shadow_decision import SCHEMA_TEXT
+from streamserve.settings import Settings
+from streamserve.topology import Topology
+
+LENGTH = struct.Struct("<Q")
+LOOK_S = 0.05  # between two looks at a process that does not answer
+START_S = 120.0  # what it may take to import its libraries and load its model
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class IsolatedError(ModelError):
+    """The process did not answer, and is gone."""
+
+
+class DiedError(IsolatedError):
+    """It ended by itself: by a signal, or because its version can't be loaded."""
+
+
+class HungError(IsolatedError):
+    """It did not answer in time, and was ended."""
+
+
+class GreedyError(IsolatedError):
+    """It took more memory than it may, and was ended."""
+
+
+class RemoteError(ModelError):
+    """The model failed in its process, which goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a process is told at its start. manifest: sha256 of the version's manifest."""
+
+    registry: str
+    model: str
+    version: str
+    manifest: str
+    schema_id: int
+    session: SessionSettings
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), default=str).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Order:
+        found = json.loads(value)
+        folders = {name: None if (path := found["session"][name]) is None else Path(path) for name in _FOLDERS}
+        return cls(**{**found, "session": SessionSettings(**{**found["session"], **folders})})
+
+
+_FOLDERS = ("optimised", "engines")
+
+
+class Isolated:
+    """One process. Its caller serialises the calls.
+
+    Args:
+        most: bytes of memory that it may have.
+        closing: asked while it is waited for; True: give up.
+    """
+
+    def __init__(self, order: Order, most: int, closing: Callable[[], bool] = lambda: False) -> None:
+        self._most, self._closing = most, closing
+        self._socket, far = socket.socketpair()
+        self._socket.settimeout(LOOK_S)
+        with far:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "streamserve.agents.isolated_child", str(far.fileno())],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # who stops the worker from a terminal does not stop this one first
+            )
+        self._ready, self._order = False, order
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Wait until the version is loaded.
+
+        Raises:
+            IsolatedError: it can't be, with the reason.
+        """
+        answer = json.loads(self._exchange(self._order.encode(), START_S))
+        if answer["error"]:
+            self.close()
+            raise DiedError(answer["error"])
+        self.inputs, self.outputs = (tuple(map(Tensor.model_validate, answer[of])) for of in ("inputs", "outputs"))
+
+    def ask(self, sheets: Sequence[pa.RecordBatch], seconds: float) -> pa.Table:
+        """Its answer to sheets of one schema: see `isolated_child`.
+
+        Raises:
+            IsolatedError: there is none; the process is gone.
+        """
+        return pa.ipc.open_stream(self._exchange(stream(sheets), seconds)).read_all()
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Sequence[Array]:
+        """Run the model there: so a process is a `Session`.
+
+        Raises:
+            IsolatedError: it did not answer, and is gone.
+            RemoteError: the model failed.
+        """
+        told = {
+            "inputs": {name: (str(values.dtype), values.shape[1:]) for name, values in inputs.items()},
+            "outputs": outputs,
+        }
+        sheet = pa.RecordBatch.from_arrays([listed(values) for values in inputs.values()], names=list(inputs))
+        answer = self.ask([sheet.replace_schema_metadata({"run": json.dumps(told)})], START_S)
+        told = json.loads(answer.schema.metadata[b"ran"])
+        if told["error"]:
+            raise RemoteError(told["error"])
+        columns = (answer.column(place).combine_chunks().values for place in range(answer.num_columns))
+        return [unflat(column, *of) for column, of in zip(columns, told["outputs"], strict=True)]
+
+    def _exchange(self, message: bytes | pa.Buffer, seconds: float) -> bytes:
+        limit = time.monotonic() + seconds
+        try:
+            for part in (memoryview(LENGTH.pack(len(message))), memoryview(message)):
+                self._send(part, limit)
+            (length,) = LENGTH.unpack(self._receive(LENGTH.size, limit))
+            return self._receive(length, limit)
+        except OSError as error:
+            raise self._died() from error
+        except IsolatedError:
+            self.close()
+            raise
+
+    def _send(self, part: memoryview, limit: float) -> None:
+        while part:
+            try:
+                part = part[self._socket.send(part) :]
+            except TimeoutError:
+                self._look(limit)
+
+    def _receive(self, size: int, limit: float) -> bytes:
+        found = bytearray(size)
+        rest = memoryview(found)
+        while rest:
+            try:
+                count = self._socket.recv_into(rest)
+            except TimeoutError:
+                self._look(limit)
+                continue
+            if not count:
+                raise self._died()
+            rest = rest[count:]
+        return bytes(found)
+
+    def _look(self, limit: float) -> None:
+        if self._closing():
+            raise IsolatedError("the worker stops")
+        if (used := _resident(self.pid)) > self._most:
+            raise GreedyError(f"it took {used >> 20} MiB of memory, and may have {self._most >> 20}")
+        if time.monotonic() > limit:
+            raise HungError("it did not answer in time")
+
+    def _died(self) -> DiedError:
+        self._socket.close()
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return DiedError("it closed its end")
+        return DiedError(
+            f"its process was ended by {_signal(-code)}" if code < 0 else f"it ended with exit code {code}"
+        )
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def isolation(settings: Settings, topology: Topology, state: Callable[[], State]) -> Callable[[str], Isolated]:
+    """What begins a version of a topology's model in a process of its own, and waits until it is loaded.
+
+    Raises:
+        StreamserveError: the schema of shadow decisions has no id.
+    """
+    schema_id = schema_ids(settings).id_of(f"{topology.topic('shadow-decisions')}-value", SCHEMA_TEXT)
+
+    def begin(version: str) -> Isolated:
+        manifest, session = state().manifest(version) or "", SessionSettings.of(settings)
+        order = Order(str(settings.registry), topology.model, version, manifest, schema_id, session)
+        made = Isolated(order, settings.shadow_memory)
+        made.start()
+        return made
+
+    return begin
+
+
+def stream(batches: Sequence[pa.RecordBatch]) -> pa.Buffer:
+    """Batches of one schema as one message."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def _resident(pid: int) -> int:
+    """Bytes of a process that are in memory; 0 where that can't be known."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

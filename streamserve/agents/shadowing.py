@@ -1,0 +1,275 @@
+"""Shadow off the stable path: batches that stable has answered for wait here, bounded, for a candidate of their own.
+
+The candidate runs in another process (`agents/isolated.py`). What it is too slow for is shed, what it does not answer
+is counted, and it is begun again after a pause that grows. Nothing here is waited for by whoever serves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Protocol
+
+import pyarrow as pa
+
+from streamserve.adapters.control_state import Control
+from streamserve.adapters.kafka import Clients
+from streamserve.adapters.redis_store import RedisStore
+from streamserve.adapters.shadow_output import ShadowOutput
+from streamserve.adapters.topics import Topics
+from streamserve.agents.isolated import Isolated, IsolatedError
+from streamserve.errors import StreamserveError
+from streamserve.features.rows import FeatureStore
+from streamserve.models.plan import FeaturePlan
+from streamserve.pipeline.emit import TimestampLimits
+from streamserve.pipeline.shadow import Shadowed, Sheet, sheets
+from streamserve.records import Outgoing, Shadow
+from streamserve.rollouts.shadow import ShadowTally
+from streamserve.simulate.versions import LoadedVersions
+from streamserve.topology import Topology
+
+LOG = logging.getLogger("streamserve.shadow")
+GATHER_S = 0.05  # for more of a batch: nobody waits for it, and a larger one costs less
+GATHER_ROWS = 4000
+AGAIN_S = (1.0, 60.0)  # until a candidate that went is begun again: the first pause and the longest
+WELL_S = 60.0  # without trouble, after which the next pause is the first again
+DRAIN_S = 1.0  # at the end, for what is waiting
+IDLE_S = 0.2
+
+
+class Candidate(Protocol):
+    """A candidate, ready to be asked; see `Isolated`."""
+
+    def ask(self, sheets: Sequence[pa.RecordBatch], seconds: float) -> pa.Table: ...
+
+    def close(self) -> None: ...
+
+
+class Output(Protocol):
+    @property
+    def lost(self) -> int: ...
+
+    def write(self, out: Outgoing) -> None: ...
+
+    def close(self, seconds: float) -> None: ...
+
+
+class Shadowing:
+    """`offer` may be called from any thread, `run` is one thread's.
+
+    Args:
+        wanted: what is to be shadowed now.
+        begin: a candidate in a process of its own. Raises IsolatedError or StreamserveError.
+        plan: how the inputs of a version are filled.
+        store: for views that stable does not read. Not stable's own, whose breaker it would trip.
+        rows, size: events and bytes that may wait.
+        deadline: seconds that the candidate has for what was gathered.
+    """
+
+    def __init__(
+        self,
+        wanted: Callable[[], Shadow | None],
+        begin: Callable[[str], Candidate],
+        plan: Callable[[str], FeaturePlan],
+        store: FeatureStore,
+        output: Output,
+        *,
+        topic: str,
+        limits: TimestampLimits,
+        rows: int,
+        size: int,
+        deadline: float,
+        clock: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._wanted, self._begin, self._plan = wanted, begin, plan
+        self._store, self._output, self._topic, self._limits = store, output, topic, limits
+        self._rows, self._size, self._deadline = rows, size, deadline
+        self._clock, self._now_ms = clock, now_ms
+        self._changed = threading.Condition()
+        self._waiting: deque[Shadowed] = deque()
+        self._waiting_rows = self._waiting_bytes = 0
+        self._tally: ShadowTally | None = None
+        self._runs: tuple[str, Candidate, FeaturePlan] | None = None
+        self._pause, self._not_before, self._troubled = AGAIN_S[0], 0.0, 0.0
+
+    # ---- from any thread
+
+    def offer(self, batch: Shadowed) -> None:
+        """A batch that was answered for; if there is no room for it, it is shed. Waits for nothing."""
+        size = batch.nbytes
+        with self._changed:
+            full = self._waiting_rows + len(batch) > self._rows or self._waiting_bytes + size > self._size
+            if full and self._waiting:
+                self._count(batch.shadow, shed=len(batch))
+                return
+            self._waiting.append(batch)
+            self._waiting_rows, self._waiting_bytes = self._waiting_rows + len(batch), self._waiting_bytes + size
+            self._changed.notify_all()
+
+    def tally(self) -> ShadowTally | None:
+        """Of the shadow of now, or of the last one; None: there was none."""
+        with self._changed:
+            return None if self._tally is None else replace(self._tally, running=self._runs is not None)
+
+    @property
+    def lost(self) -> int:
+        """Records that did not reach their topic."""
+        return self._output.lost
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait for the candidate."""
+        return self._waiting_rows
+
+    def _count(self, shadow: Shadow, why: str | None = None, **more: int) -> None:
+        with self._changed:
+            found = self._tally
+            if found is None or found.shadow.rollout_id != shadow.rollout_id:
+                found = ShadowTally(shadow)
+            counts = {name: getattr(found, name) + count for name, count in more.items()}
+            self._tally = replace(found, shadow=shadow, **counts, why=found.why if why is None else why)
+
+    # ---- the thread
+
+    def run(self, closing: threading.Event) -> None:
+        """Compare until the worker closes, and what waits then for a moment longer."""
+        try:
+            while not closing.is_set():
+                self.turn(closing)
+            limit = self._clock() + DRAIN_S
+            while self._waiting and self._clock() < limit:
+                self.turn(closing)
+        finally:
+            if self._waiting_rows:
+                LOG.warning("%d events were not shadowed any more: the worker stops", self._waiting_rows)
+            self._end()
+            self._output.close(DRAIN_S)
+
+    def turn(self, closing: threading.Event) -> None:
+        """Keep the candidate that is wanted ready, and compare what has gathered."""
+        shadow = self._wanted()
+        if self._runs is not None and (shadow is None or shadow.candidate != self._runs[0]) and not self._waiting:
+            self._end()
+        if shadow is not None:
+            self._ready(shadow)
+        batches = self._gather(closing)
+        for candidate, group in groupby(batches, key=lambda batch: batch.shadow.candidate):
+            self._compare(candidate, list(group))
+
+    def _gather(self, closing: threading.Event) -> list[Shadowed]:
+        """What waits, up to so many events; nothing after a moment without any."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._waiting, IDLE_S):
+                return []
+            if not closing.is_set():
+                self._changed.wait_for(lambda: self._waiting_rows >= GATHER_ROWS, GATHER_S)
+            found, rows = list[Shadowed](), 0
+            while self._waiting and (not found or rows + len(self._waiting[0]) <= GATHER_ROWS):
+                batch = self._waiting.popleft()
+                found.append(batch)
+                rows += len(batch)
+                self._waiting_bytes -= batch.nbytes
+            self._waiting_rows -= rows
+            return found
+
+    def _ready(self, shadow: Shadow) -> None:
+        if self._tally is None or self._tally.shadow != shadow:
+            self._count(shadow)
+        if self._runs is not None or self._clock() < self._not_before:
+            return
+        try:
+            plan = self._plan(shadow.candidate)
+            self._runs = shadow.candidate, self._begin(shadow.candidate), plan
+        except StreamserveError as error:
+            self._trouble(shadow, error.what)
+        else:
+            LOG.info("%s shadows %g%% of %s", shadow.candidate, shadow.share_bp / 100, shadow.where or "the stream")
+            self._count(shadow, why="")
+
+    def _compare(self, candidate: str, batches: Sequence[Shadowed]) -> None:
+        runs, shadow = self._runs, batches[-1].shadow
+        if runs is None or runs[0] != candidate:
+            self._count(shadow, unanswered=sum(map(len, batches)))
+            return
+        left = sum(map(len, batches))
+        try:
+            made = [(batch, sheet) for batch in batches for sheet in self._sheets(batch, runs[2])]
+            for _, group in groupby(made, key=lambda one: one[1].table.schema.metadata):
+                together = list(group)
+                answer = runs[1].ask([sheet.table for _, sheet in together], self._deadline)
+                self._write(shadow, together, answer)
+                left -= len(answer)
+        except IsolatedError as error:
+            self._runs = None
+            self._count(shadow, unanswered=left)
+            self._trouble(shadow, error.what)
+        except Exception as error:
+            LOG.debug("a batch could not be shadowed", exc_info=True)
+            self._count(shadow, unanswered=left)
+            self._trouble(shadow, f"{type(error).__name__}: {error}")
+
+    def _sheets(self, batch: Shadowed, plan: FeaturePlan) -> list[Sheet]:
+        columns = batch.columns
+        if more := [view for view in plan.views if not columns.stored.knows(view)]:
+            columns = columns.with_more(more, self._store)
+        return sheets(batch, plan, columns)
+
+    def _write(self, shadow: Shadow, made: Sequence[tuple[Shadowed, Sheet]], answer: pa.Table) -> None:
+        told = json.loads(answer.schema.metadata[b"told"])
+        values, start = answer.column("value").combine_chunks(), 0
+        for batch, sheet in made:
+            raw, at = batch.columns.events.raw, pa.array(sheet.rows)
+            part = values.slice(start, len(sheet.rows))
+            stamps = self._limits.clamp(raw.timestamps[sheet.rows], self._now_ms())
+            self._output.write(Outgoing(self._topic, sheet.rows, raw.keys.take(at), part, None, stamps))
+            start += len(sheet.rows)
+        failed = sum(told["errors"].values())
+        self._count(shadow, compared=start - failed, failed=failed, agreed=told["agreed"], decided=told["decided"])
+
+    def _trouble(self, shadow: Shadow, why: str) -> None:
+        now = self._clock()
+        self._pause = AGAIN_S[0] if now - self._troubled > WELL_S + self._pause else min(2 * self._pause, AGAIN_S[1])
+        self._troubled, self._not_before = now, now + self._pause
+        LOG.warning("%s can't shadow: %s; it is begun again in %.0f s", shadow.candidate, why, self._pause)
+        self._end()
+        self._count(shadow, why=why)
+
+    def _end(self) -> None:
+        if self._runs is not None:
+            self._runs[1].close()
+            self._runs = None
+
+
+def make_shadowing(
+    clients: Clients,
+    topology: Topology,
+    topics: Topics,
+    control: Control,
+    versions: LoadedVersions,
+    begin: Callable[[str], Isolated],
+) -> Shadowing:
+    """A worker's.
+
+    Raises:
+        StreamserveError: its topic can't be looked at.
+    """
+    settings, topic = clients.settings, topology.topic("shadow-decisions")
+    return Shadowing(
+        lambda: control.state.shadow(),  # noqa: PLW0108  (of the state of that moment)
+        begin,
+        versions.plan,
+        RedisStore(settings),
+        ShadowOutput(clients, topics.max_bytes([topic])[topic]),
+        topic=topic,
+        limits=topics.limits(topic),
+        rows=settings.shadow_rows,
+        size=settings.shadow_bytes,
+        deadline=settings.shadow_deadline,
+    )
