@@ -327,7 +327,7 @@ class TestCommands:
         done = project.run("shadow", "report", file)
         assert done.returncode == 2
         assert "there is no shadow decision" in done.stderr
-        assert "rollout status" in done.stderr
+        assert "rollout shadow" in done.stderr
         self.send(project, name, [b"junk", b"\0\0\0\0\7junk", framed(decision(1, 0.1, 0.2), SCHEMA_ID)[:30]])
         done = project.run("shadow", "report", file)
         assert done.returncode == 2

@@ -52,4 +52,9 @@ def test_every_event_is_compared_and_the_pairs_are_what_both_versions_say(topolo
         alarm = {side: one[f"{side}_scores"]["alarm"] for side in ("stable", "candidate")}
         assert one["difference"] == abs(alarm["stable"] - alarm["candidate"])
         assert one["agreement"] == (one["stable_decision"] == one["candidate_decision"])
-    assert Counter(one["agreement"] for one in found.values())[False] > total / 2
+    agreements = Counter(one["agreement"] for one in found.values())
+    assert agreements[False] > total / 2
+    report = json.loads(project.ok("shadow", "report", file, "--json"))
+    assert (report["events"], report["unreadable"], report["failures"]) == (total, {}, {})
+    agreement = report["decisions"]["agreement"]
+    assert (agreement["count"], agreement["of"]) == (agreements[True], agreements.total() - agreements[None])

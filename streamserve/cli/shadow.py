@@ -170,8 +170,8 @@ def _nothing(topic: str, total: int, unreadable: Counter[str]) -> ConfigError:
     return ConfigError(
         "there is no shadow decision",
         where=topic,
-        mend="put a candidate in shadow while events come: `streamserve rollout shadow <topology file> 100%`; if it is, "
-        "`rollout status` shows what was compared and what not; older records may be gone by retention.ms",
+        mend="put a candidate in shadow while events come: `streamserve rollout shadow <topology file> 100%`; if one "
+        "is, `rollout status` shows what was compared and what not; older records may be gone by retention.ms",
     )
 
 
