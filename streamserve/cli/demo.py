@@ -8,7 +8,7 @@ from streamserve.cli.common import out, settings
 
 
 @click.command()
-@click.option("--rate", type=click.FloatRange(1), default=4_000, show_default=True, help="Events a second.")
+@click.option("--rate", type=click.FloatRange(1), default=3_000, show_default=True, help="Events a second.")
 @click.option("--fast", is_flag=True, help="As fast as it goes, instead of --rate; latency is then the backlog's.")
 @click.option("--limit", type=click.IntRange(1), help="Events at most; all 256,089 from April on unless told.")
 @click.option("--story/--no-story", default=True, show_default=True, help="Switch versions while it runs.")

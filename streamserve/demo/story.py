@@ -98,7 +98,10 @@ class Story:
         try:
             for step in steps(self.topology, self.first, self.folder):
                 self._wait(self.predictions() + step.after)
-                self._take(step)
+                if self.ended.is_set() and "shadow" in step.words:
+                    self.tell("[dim]the stream has ended: nothing is left to compare[/]")
+                else:
+                    self._take(step)
         except BaseException as error:  # noqa: BLE001  (raised by the demo's own thread)
             self.failure = error
 
@@ -119,14 +122,10 @@ class Story:
                 f"`streamserve {shlex.join(step.words)}` ended with {done.returncode}",
                 mend="what it said:\n" + done.stderr.strip(),
             )
-        for line in (
-            done.stdout.strip().splitlines()[-2:] if step.words[0] == "shadow" else done.stdout.splitlines()[-1:]
-        ):
-            self.tell(f"  {line}")
-        if step.words[0] == "shadow":
-            return
-        what = [word for word in (step.words[1], *step.words[3:4]) if not word.startswith("--")]
-        self.notes.append((self.now(), " ".join(what)))
+        self.tell(f"  {done.stdout.strip().splitlines()[-1].strip()}")
+        if step.words[0] == "rollout":
+            what = [word for word in (step.words[1], *step.words[3:4]) if not word.startswith("--")]
+            self.notes.append((self.now(), " ".join(what)))
 
 
 def write_broken(better: Path, features: Sequence[str], swapped: tuple[str, str]) -> Path:
