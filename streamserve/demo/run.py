@@ -193,9 +193,9 @@ def _story(watch: Watch, console: Console, first: int, folder: Path) -> Story:
         first,
         str(folder),
         dict(os.environ),
-        lambda: watch.totals.predictions,
-        lambda: watch.seconds,
-        console.print,
+        predictions=lambda: watch.totals.predictions,
+        now=lambda: watch.seconds,
+        tell=console.print,
     )
     story.start()
     return story
