@@ -1,0 +1,451 @@
+"""Simulated worlds: the product's folds, ledger, router and takeovers over a broker in memory, under seeded schedules.
+
+    python tests/world.py 100000                  # so many schedules; the seed of the first is 1
+    python tests/world.py 1000 --seed 77
+    python tests/world.py --replay 77             # one of them, step by step
+    python tests/world.py 1000 --plant order      # with an error in the product (world_planted.py): is it found?
+
+Two or three workers sleep, are kicked, crash, fail and start; what they send lands late or never; partitions move;
+commands come at any moment. A schedule is a list of steps, drawn from its seed; then the faults end, and all must be well.
+`world_laws.py` says what holds of every one. A failure is told with its seed and the fewest steps that still show it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from world_broker import Broker, Member
+from world_clients import key_of
+from world_laws import Broken, Laws
+from world_worker import FOLD, TOPOLOGY, Worker, wired
+
+Step = tuple[object, ...]
+DELIVERIES = ("at_least_once", "exactly_once")
+ROUNDS = 400  # in which a world without faults comes to rest
+VERSIONS = ("v1", "v2", "v3")
+ROLLOUT = ("shift", "shift", "shift", "promote", "rollback", "pause", "resume")
+KINDS = ("prepare", *ROLLOUT, "kill", "kill", "revive")
+WEIGHTS = {
+    "run": 30, "send": 20, "land": 16, "read": 16, "hear": 8, "events": 5, "command": 3, "assign": 20, "revoke": 2,
+    "kick": 1, "tell": 1, "sleep": 1, "wake": 2, "crash": 0.5, "start": 2, "stop": 0.2, "moving": 0.5, "spoil": 0.5,
+    "stubborn": 0.5, "time_out": 0.7, "lose": 1, "emit": 5,
+}  # fmt: skip
+FAULTS = ("revoke", "kick", "sleep", "crash", "stop", "moving", "spoil", "stubborn", "time_out")
+
+
+class World:
+    def __init__(self, delivery: str, partitions: int) -> None:
+        self.delivery = delivery
+        self.laws = Laws(delivery, partitions, TOPOLOGY, key_of)
+        self.broker = Broker(partitions, self.laws)
+        self.workers: list[Worker] = []
+        self.laws.workers = self.workers
+        self.steps: list[Step] = []
+        FOLD.forget()
+        self.command("init", 0)
+
+    # ---- drawing a schedule
+
+    @classmethod
+    def of(cls, seed: int) -> tuple[World, Iterator[Step]]:
+        """A world, and steps without end to try on it."""
+        rng = random.Random(seed)
+        world = cls(DELIVERIES[seed % 2], rng.choice((1, 2, 2)))
+        return world, world._drawn(rng)
+
+    def _drawn(self, rng: random.Random) -> Iterator[Step]:
+        for _ in range(rng.choice((1, 2, 2, 3))):
+            yield ("start",)
+        calm = rng.random() < 0.2
+        weights = [
+            weight * (rng.choice((0, 1, 1, 3)) if kind in FAULTS else 1) * (0.2 if calm and kind in FAULTS else 1)
+            for kind, weight in WEIGHTS.items()
+        ]
+        kinds, left, busy = list(WEIGHTS), rng.randint(60, 220), 0
+        for _ in range(40):  # of what is drawn, some can't be done
+            for kind in rng.choices(kinds, weights, k=50):
+                if rng.random() < 0.1:
+                    busy = rng.randrange(16)
+                number = busy if kind in ("run", "send", "read") and rng.random() < 0.6 else rng.randrange(16)
+                yield (kind, number, rng.randrange(12))
+                if len(self.steps) >= left:
+                    return
+
+    # ---- carrying it out
+
+    def take(self, step: Step) -> bool:
+        """Do one step; False: there is nothing that it could be done to."""
+        kind, *numbers = step
+        done = getattr(self, str(kind))(*numbers)
+        if done is False:
+            return False
+        self.steps.append(step)
+        return True
+
+    def _alive(self, *, awake: bool = False) -> list[Worker]:
+        return [w for w in self.workers if not w.dead and not (awake and w.asleep)]
+
+    def _pick(self, number: int, *, awake: bool = False) -> Worker | None:
+        found = self._alive(awake=awake)
+        return found[number % len(found)] if found else None
+
+    def _member(self, number: int) -> Member | None:
+        found = list(self.broker.members.values())
+        return found[number % len(found)] if found else None
+
+    def start(self, *_: int) -> bool:
+        if len(self._alive()) >= 3 or len(self.workers) >= 6:
+            return False
+        self.workers.append(Worker(f"w{len(self.workers)}", self.broker, self.delivery))
+        return True
+
+    def run(self, number: int, rows: int) -> bool:
+        """A worker's intake goes on to its next wait."""
+        worker = self._pick(number, awake=True)
+        if worker is None or worker.task is None or not worker.task.hurry():
+            return False
+        worker.wires.rows = rows % 4
+        worker.now += 0.01
+        if worker.member is not None and worker.member.kicked and worker.custody.partitions:
+            self.laws.seen("one that was kicked goes on")
+        worker.task.run_on()
+        if worker.task.dead:
+            worker.dead = True
+            self.laws.seen("a worker ends with an error" if worker.failed else "a worker ends in good order")
+        return True
+
+    def send(self, number: int, fallback: int) -> bool:
+        worker = self._pick(number, awake=True)
+        if worker is None or not worker.can_send():
+            return False
+        worker.send(fallback=fallback == 0)
+        return True
+
+    def read(self, number: int, many: int) -> bool:
+        """A worker reads on in the progress log."""
+        worker = self._pick(number, awake=True)
+        if worker is None or worker.progress.position >= len(self.broker.progress):
+            return False
+        for _ in range(1 + many % 4):
+            if worker.progress.position < len(self.broker.progress):
+                worker.read_progress()
+        return True
+
+    def hear(self, number: int, _: int) -> bool:
+        """A worker reads on in the control log."""
+        worker = self._pick(number, awake=True)
+        if worker is None or worker.heard >= len(self.broker.control):
+            return False
+        worker.read_control()
+        return True
+
+    def land(self, number: int, _: int = 0) -> bool:
+        heads = self.broker.heads()
+        if not heads:
+            return False
+        self._note_late(heads[number % len(heads)])
+        self.broker.land(heads[number % len(heads)])
+        return True
+
+    def _note_late(self, sent) -> None:
+        if self._gone(sent.incarnation):
+            self.laws.seen("a record lands after its sender is gone")
+
+    def _gone(self, incarnation: str) -> bool:
+        return not any(incarnation == w.wires.incarnation for w in self._alive())
+
+    def lose(self, number: int, _: int) -> bool:
+        """A record of one that is gone never lands, nor do those behind it."""
+        heads = [one for one in self.broker.heads() if self._gone(one.incarnation)]
+        if not heads:
+            return False
+        gone = heads[number % len(heads)].incarnation
+        self.broker.sent = [one for one in self.broker.sent if one.incarnation != gone]
+        self.laws.seen("a record never lands")
+        return True
+
+    def emit(self, number: int, drop: int) -> bool:
+        """At least once: a batch lands before it is asked for; or those of one that is gone never do."""
+        waiting = [one for one, batches in self.broker.produced.items() if batches]
+        if not waiting:
+            return False
+        one = waiting[number % len(waiting)]
+        if drop < 4 and self._gone(one):
+            self.broker.produced[one].clear()
+        else:
+            self.broker.emit(one)
+        return True
+
+    def events(self, number: int, many: int) -> bool:
+        partition = number % len(self.broker.ends)
+        if self.broker.ends[partition] >= 10:
+            return False
+        self.broker.ends[partition] += 1 + many % 3
+        return True
+
+    # ---- the group, and what goes wrong
+
+    def assign(self, number: int, apart: int) -> bool:
+        free = [p for p, owner in enumerate(self.broker.owners) if owner is None]
+        member = self._member(apart)
+        if not free or member is None:
+            return False
+        self.broker.assign(free[number % len(free)], member, apart=apart % 3 == 0)
+        return True
+
+    def revoke(self, number: int, _: int) -> bool:
+        partition = number % len(self.broker.owners)
+        if self.broker.owners[partition] is None or partition in self.broker.revoking:
+            return False
+        self.broker.revoke(partition)
+        return True
+
+    def kick(self, number: int, _: int) -> bool:
+        member = self._member(number)
+        if member is None or member not in self.broker.owners:
+            return False
+        self.broker.kick(member)
+        self.laws.seen("a member is kicked")
+        return True
+
+    def tell(self, number: int, _: int) -> bool:
+        """One that was kicked hears of it."""
+        worker = self._pick(number)
+        member = worker.member if worker else None
+        if member is None or not member.kicked or member.told:
+            return False
+        member.told = True
+        member.calls.append(("lost", []))
+        return True
+
+    def sleep(self, number: int, _: int) -> bool:
+        worker = self._pick(number, awake=True)
+        if worker is None or len(self._alive(awake=True)) < 2:
+            return False
+        worker.asleep = True
+        return True
+
+    def wake(self, number: int, _: int) -> bool:
+        sleepers = [w for w in self._alive() if w.asleep]
+        if not sleepers:
+            return False
+        worker = sleepers[number % len(sleepers)]
+        worker.asleep = False
+        if worker.member is not None and worker.member.kicked:
+            self.laws.seen("a sleeper wakes up kicked")
+        return True
+
+    def crash(self, number: int, _: int) -> bool:
+        worker = self._pick(number)
+        if worker is None or worker.task is None:
+            return False
+        if worker.custody._whole.owner is not None:
+            self.laws.seen("a crash in the midst of a commit")
+        worker.task.end()
+        return True
+
+    def stop(self, number: int, _: int) -> bool:
+        worker = self._pick(number, awake=True)
+        if worker is None or worker.intake.stopping:
+            return False
+        worker.intake.stop()
+        return True
+
+    def moving(self, number: int, _: int) -> bool:
+        """The next commit of a member is refused for the while."""
+        member = self._member(number)
+        if member is None or member.moving:
+            return False
+        member.moving = True
+        return True
+
+    def spoil(self, number: int, _: int) -> bool:
+        worker = self._pick(number)
+        if worker is None or self.delivery != "exactly_once":
+            return False
+        worker.wires.spoil = True
+        return True
+
+    def stubborn(self, number: int, _: int) -> bool:
+        worker = self._pick(number)
+        if worker is None:
+            return False
+        worker.wires.stubborn = True
+        return True
+
+    def time_out(self, number: int, _: int) -> bool:
+        """Whoever waits for somebody waits no longer."""
+        worker = self._pick(number, awake=True)
+        task = worker.task if worker else None
+        if task is None or not task or task.ready() or task.deadline == float("inf"):
+            return False
+        task.process.now = task.deadline
+        task.run_on()
+        return True
+
+    # ---- commands
+
+    def command(self, kind: int | str, number: int) -> bool:
+        """Somebody writes to the control log, who has read all of it, or errs."""
+        offset, desk = len(self.broker.control), self.laws.desk
+        kind = kind if isinstance(kind, str) else KINDS[(kind * 12 + number) % len(KINDS)]
+        if offset >= 12:
+            return False
+        body: dict[str, object] = {"kind": kind, "command_id": f"c{offset}", "topology": TOPOLOGY}
+        body["expected_generation"] = desk.generation
+        version = VERSIONS[number % 3]
+        if kind == "init":
+            body |= {"model": "m", "stable": "v1", "salt": "s"}
+        elif desk.rollout is None and kind in ROLLOUT or kind == "prepare":
+            body |= {"kind": "prepare", "rollout_id": f"r{offset}", "candidate": version, "manifest": version[1] * 64}
+        elif kind in ROLLOUT:
+            body["rollout_id"] = desk.rollout["id"]
+            body |= {"weight_bp": (0, 3000, 6000, 10_000)[number % 4]} if kind == "shift" else {}
+        else:
+            body["version"] = version
+        if offset and number == 5:
+            body["expected_generation"] = desk.generation + 1
+        if offset and number == 7:
+            body["command_id"] = "c0"
+        value = b"no command" if offset and number == 9 else json.dumps(body).encode()
+        self.broker.control.append(value)
+        before = len(desk.epochs)
+        if self.laws.commanded(offset, value) and kind == "kill" and len(desk.epochs) > before:
+            self.laws.seen("a kill makes an epoch")
+        return True
+
+    # ---- the end
+
+    def settle(self) -> None:
+        """No more faults: everything has to come to its end."""
+        for worker in self._alive():
+            worker.asleep = worker.wires.spoil = worker.wires.stubborn = False
+        for _ in range(ROUNDS):
+            moved = self._round()
+            if not self.laws.settled(self.broker.ends) and not self.broker.sent:
+                self.laws.conclude(self.broker.ends)
+                return
+            if not moved and not self._time_passes():
+                break
+        raise Broken(13, self.laws.settled(self.broker.ends) or "records are still on their way")
+
+    def _round(self) -> bool:
+        if not any(not w.intake.stopping for w in self._alive()):
+            self.workers.append(Worker(f"w{len(self.workers)}", self.broker, self.delivery))
+        living = {w.member.id for w in self._alive() if w.member is not None}
+        for member in [one for one in self.broker.members.values() if one.id not in living]:
+            self.broker.kick(member)
+        moved = False
+        while self.broker.sent:
+            moved = self.land(0)
+        for one in [one for one, batches in self.broker.produced.items() if batches and self._gone(one)]:
+            self.broker.emit(one)
+        for number, worker in enumerate(self._alive()):
+            self.tell(number, 0)
+            while worker.heard < len(self.broker.control):
+                worker.read_control()
+            while worker.progress.position < len(self.broker.progress):
+                worker.read_progress()
+            while worker.can_send():
+                worker.send(fallback=False)
+                moved = True
+        ready = [one for one in self.broker.members.values() if one.id in living]
+        for partition, owner in enumerate(self.broker.owners):
+            if owner is None and ready:
+                self.broker.assign(partition, ready[partition % len(ready)], apart=False)
+        for worker in self._alive():
+            if worker.task is not None and worker.task.hurry():
+                moved = self._go_on(worker) or moved
+        return moved
+
+    def _go_on(self, worker: Worker) -> bool:
+        worker.wires.rows = 3
+        worker.now += 0.01
+        worker.task.run_on()
+        worker.dead = worker.task.dead
+        return True
+
+    def _time_passes(self) -> bool:
+        found = [w for w in self._alive() if w.task is not None and w.task.deadline < float("inf")]
+        for worker in found:
+            worker.now = worker.task.deadline
+        return self.broker.time_out() or bool(found)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.task is not None and worker.task:
+                worker.task.end()
+
+
+# ---- schedules
+
+
+def carry_out(world: World, steps: Iterator[Step] | Sequence[Step]) -> World:
+    """Take every step that can be taken, then see that all comes to rest.
+
+    Raises:
+        Broken: a law was.
+    """
+    try:
+        for step in steps:
+            world.take(step)
+        world.settle()
+    finally:
+        world.close()
+    return world
+
+
+def one(seed: int) -> World:
+    """The world of a seed, from its beginning to its end."""
+    return carry_out(*World.of(seed))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What workers log of their faults is no news here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with wired():
+            yield
+    finally:
+        logging.disable(before)
+
+
+def many(count: int, first: int = 1) -> Counter[str]:
+    """So many schedules; in how many of them each thing happened."""
+    found: Counter[str] = Counter()
+    with quiet():
+        for seed in range(first, first + count):
+            try:
+                found.update(one(seed).laws.coverage)
+            except Broken as error:
+                error.args = (f"seed {seed}, {error}",)
+                error.seed = seed
+                raise
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", type=int, nargs="?", default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    began = time.process_time()
+    found = many(asked.count, asked.seed)
+    spent = time.process_time() - began
+    for what, times in sorted(found.items(), key=lambda item: -item[1]):
+        sys.stdout.write(f"{times:10,}  {what}\n")
+    sys.stdout.write(f"{asked.count:,} schedules, no law broken; {asked.count / spent * 60:,.0f} a minute of CPU\n")
+
+
+if __name__ == "__main__":
+    main()
