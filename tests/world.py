@@ -29,15 +29,17 @@ from world_worker import FOLD, TOPOLOGY, Worker, wired
 
 Step = tuple[object, ...]
 DELIVERIES = ("at_least_once", "exactly_once")
+TURNS = 2  # of an intake while nobody else does anything
 ROUNDS = 400  # in which a world without faults comes to rest
 VERSIONS = ("v1", "v2", "v3")
 ROLLOUT = ("shift", "shift", "shift", "promote", "rollback", "pause", "resume")
 KINDS = ("prepare", *ROLLOUT, "kill", "kill", "revive")
 WEIGHTS = {
-    "run": 30, "send": 20, "land": 16, "read": 16, "hear": 8, "events": 5, "command": 3, "assign": 20, "revoke": 2,
-    "kick": 1, "tell": 1, "sleep": 1, "wake": 2, "crash": 0.5, "start": 2, "stop": 0.2, "moving": 0.5, "spoil": 0.5,
-    "stubborn": 0.5, "time_out": 0.7, "lose": 1, "emit": 5,
+    "run": 30, "send": 14, "land": 14, "read": 12, "hear": 6, "events": 4, "command": 2, "assign": 16, "revoke": 1.5,
+    "kick": 0.4, "tell": 1, "sleep": 0.8, "wake": 1, "crash": 0.3, "start": 2, "stop": 0.1, "moving": 0.3, "spoil": 0.4,
+    "stubborn": 0.2, "time_out": 0.7, "lose": 0.5, "emit": 4,
 }  # fmt: skip
+AGAIN = frozenset(("run", "send", "read"))  # mostly of the one whose turn it was
 FAULTS = ("revoke", "kick", "sleep", "crash", "stop", "moving", "spoil", "stubborn", "time_out")
 
 
@@ -49,6 +51,7 @@ class World:
         self.workers: list[Worker] = []
         self.laws.workers = self.workers
         self.steps: list[Step] = []
+        self.moves = 0  # steps of others than intakes, which turn in a circle where nothing happens
         FOLD.forget()
         self.command("init", 0)
 
@@ -62,22 +65,23 @@ class World:
         return world, world._drawn(rng)
 
     def _drawn(self, rng: random.Random) -> Iterator[Step]:
-        for _ in range(rng.choice((1, 2, 2, 3))):
-            yield ("start",)
+        for number in range(rng.choice((1, 2, 2, 3))):
+            yield from (("start",), ("run", number, 0))
+        yield from (("assign", 0, int(rng.random() * 12)), ("events", 0, 2), ("assign", 0, int(rng.random() * 12)))
         calm = rng.random() < 0.2
         weights = [
-            weight * (rng.choice((0, 1, 1, 3)) if kind in FAULTS else 1) * (0.2 if calm and kind in FAULTS else 1)
+            weight * rng.choice((0, 1, 1, 3) if kind in FAULTS else (0.3, 1, 1, 2)) * (0.2 if calm and kind in FAULTS else 1)
             for kind, weight in WEIGHTS.items()
         ]
-        kinds, left, busy = list(WEIGHTS), rng.randint(60, 220), 0
-        for _ in range(40):  # of what is drawn, some can't be done
-            for kind in rng.choices(kinds, weights, k=50):
-                if rng.random() < 0.1:
-                    busy = rng.randrange(16)
-                number = busy if kind in ("run", "send", "read") and rng.random() < 0.6 else rng.randrange(16)
-                yield (kind, number, rng.randrange(12))
-                if len(self.steps) >= left:
-                    return
+        kinds, left, busy = list(WEIGHTS), 60 + int(rng.random() * 120), 0
+        for kind in rng.choices(kinds, weights, k=2 * left):  # of what is drawn, some can't be done
+            one = rng.random()
+            if one < 0.05:
+                busy = int(rng.random() * 16)
+            number = busy if kind in AGAIN and one < 0.7 else int(rng.random() * 16)
+            yield (kind, number, int(rng.random() * 12))
+            if len(self.steps) >= left:
+                return
 
     # ---- carrying it out
 
@@ -88,13 +92,14 @@ class World:
         if done is False:
             return False
         self.steps.append(step)
+        self.moves += kind != "run"
         return True
 
     def _alive(self, *, awake: bool = False) -> list[Worker]:
         return [w for w in self.workers if not w.dead and not (awake and w.asleep)]
 
-    def _pick(self, number: int, *, awake: bool = False) -> Worker | None:
-        found = self._alive(awake=awake)
+    def _pick(self, number: int, can: Callable[[Worker], object] = bool, *, awake: bool = False) -> Worker | None:
+        found = [w for w in self.workers if not w.dead and not (awake and w.asleep) and can(w)]
         return found[number % len(found)] if found else None
 
     def _member(self, number: int) -> Member | None:
@@ -109,30 +114,30 @@ class World:
 
     def run(self, number: int, rows: int) -> bool:
         """A worker's intake goes on to its next wait."""
-        worker = self._pick(number, awake=True)
-        if worker is None or worker.task is None or not worker.task.hurry():
+        worker = self._pick(number, lambda w: w.turned != (self.moves, TURNS) and w.task.can_hurry(), awake=True)
+        if worker is None or not worker.task.hurry():
             return False
+        worker.turned = self.moves, worker.turned[1] + 1 if worker.turned[0] == self.moves else 1
         worker.wires.rows = rows % 4
-        worker.now += 0.01
         if worker.member is not None and worker.member.kicked and worker.custody.partitions:
             self.laws.seen("one that was kicked goes on")
-        worker.task.run_on()
-        if worker.task.dead:
-            worker.dead = True
-            self.laws.seen("a worker ends with an error" if worker.failed else "a worker ends in good order")
+        for _ in range(1 + rows // 4):
+            self._go_on(worker)
+            if worker.dead or not worker.task.hurry():
+                break
         return True
 
     def send(self, number: int, fallback: int) -> bool:
-        worker = self._pick(number, awake=True)
-        if worker is None or not worker.can_send():
+        worker = self._pick(number, Worker.can_send, awake=True)
+        if worker is None:
             return False
         worker.send(fallback=fallback == 0)
         return True
 
     def read(self, number: int, many: int) -> bool:
         """A worker reads on in the progress log."""
-        worker = self._pick(number, awake=True)
-        if worker is None or worker.progress.position >= len(self.broker.progress):
+        worker = self._pick(number, lambda w: w.progress.position < len(self.broker.progress), awake=True)
+        if worker is None:
             return False
         for _ in range(1 + many % 4):
             if worker.progress.position < len(self.broker.progress):
@@ -141,8 +146,8 @@ class World:
 
     def hear(self, number: int, _: int) -> bool:
         """A worker reads on in the control log."""
-        worker = self._pick(number, awake=True)
-        if worker is None or worker.heard >= len(self.broker.control):
+        worker = self._pick(number, lambda w: w.heard < len(self.broker.control), awake=True)
+        if worker is None:
             return False
         worker.read_control()
         return True
@@ -213,7 +218,6 @@ class World:
         if member is None or member not in self.broker.owners:
             return False
         self.broker.kick(member)
-        self.laws.seen("a member is kicked")
         return True
 
     def tell(self, number: int, _: int) -> bool:
@@ -226,11 +230,15 @@ class World:
         member.calls.append(("lost", []))
         return True
 
-    def sleep(self, number: int, _: int) -> bool:
-        worker = self._pick(number, awake=True)
+    def sleep(self, number: int, kicked: int) -> bool:
+        """A worker does nothing for a while, best in the midst of something; mostly the group notices."""
+        busy = [w for w in self._alive(awake=True) if w.custody._whole.owner is not None]
+        worker = busy[0] if busy else self._pick(number, awake=True)
         if worker is None or len(self._alive(awake=True)) < 2:
             return False
         worker.asleep = True
+        if kicked < 8 and worker.member is not None and not worker.member.kicked:
+            self.broker.kick(worker.member)
         return True
 
     def wake(self, number: int, _: int) -> bool:
@@ -259,12 +267,12 @@ class World:
         worker.intake.stop()
         return True
 
-    def moving(self, number: int, _: int) -> bool:
-        """The next commit of a member is refused for the while."""
+    def moving(self, number: int, many: int) -> bool:
+        """The next commits of a member are refused for the while."""
         member = self._member(number)
         if member is None or member.moving:
             return False
-        member.moving = True
+        member.moving = 1 + many
         return True
 
     def spoil(self, number: int, _: int) -> bool:
@@ -328,6 +336,8 @@ class World:
         """No more faults: everything has to come to its end."""
         for worker in self._alive():
             worker.asleep = worker.wires.spoil = worker.wires.stubborn = False
+        for member in self.broker.members.values():
+            member.moving = 0
         for _ in range(ROUNDS):
             moved = self._round()
             if not self.laws.settled(self.broker.ends) and not self.broker.sent:
@@ -362,26 +372,27 @@ class World:
             if owner is None and ready:
                 self.broker.assign(partition, ready[partition % len(ready)], apart=False)
         for worker in self._alive():
-            if worker.task is not None and worker.task.hurry():
-                moved = self._go_on(worker) or moved
+            if worker.task.hurry():
+                worker.wires.rows, moved = 3, True
+                self._go_on(worker, 0.1)
         return moved
 
-    def _go_on(self, worker: Worker) -> bool:
-        worker.wires.rows = 3
-        worker.now += 0.01
+    def _go_on(self, worker: Worker, seconds: float = 0.01) -> None:
+        worker.now += seconds
         worker.task.run_on()
-        worker.dead = worker.task.dead
-        return True
+        if worker.task.dead:
+            worker.dead = True
+            self.laws.seen("a worker ends with an error" if worker.failed else "a worker ends in good order")
 
     def _time_passes(self) -> bool:
-        found = [w for w in self._alive() if w.task is not None and w.task.deadline < float("inf")]
+        found = [w for w in self._alive() if w.task.deadline < float("inf")]
         for worker in found:
             worker.now = worker.task.deadline
-        return self.broker.time_out() or bool(found)
+        return bool(found)
 
     def close(self) -> None:
         for worker in self.workers:
-            if worker.task is not None and worker.task:
+            if worker.task:
                 worker.task.end()
 
 

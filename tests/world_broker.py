@@ -49,7 +49,7 @@ class Member:
     calls: deque[tuple[str, list[int]]] = field(default_factory=deque)
     kicked: bool = False
     told: bool = False  # that it was kicked
-    moving: bool = False  # its next commit is refused for the while
+    moving: int = 0  # so many of its next commits are refused for the while
 
 
 @dataclass(eq=False)
@@ -137,7 +137,7 @@ class Broker:
             self.laws.seen("a commit of one that was kicked is refused")
             raise refusal(KafkaError.UNKNOWN_MEMBER_ID, **more)
         if member.moving:
-            member.moving = False
+            member.moving -= 1
             raise refusal(KafkaError.REBALANCE_IN_PROGRESS, **more)
 
     def commit(self, member: Member, offsets: dict[int, int]) -> None:
@@ -185,14 +185,6 @@ class Broker:
         self._store(known.offsets, tid)
         self.laws.transaction_ended()
         known.drop()
-
-    def time_out(self) -> bool:
-        """The broker's own end of transactions that nobody fenced; False: there is none."""
-        found = [tid for tid, one in self.transactional.items() if one.offsets]
-        for tid in found:
-            self.begin_life(tid)
-            self.laws.seen("a transaction ends by the broker's timeout")
-        return bool(found)
 
     # ---- at least once
 

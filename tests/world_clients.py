@@ -39,6 +39,7 @@ class Wires:
     process: Process
     rows: int = 0  # of each partition that the next read may take
     incarnation: str = ""
+    tid: str | None = None
     consumer: FakeConsumer | None = None
     spoil: bool = False  # the next write fails
     stubborn: bool = False  # the next seek fails
@@ -233,7 +234,8 @@ class FakeOutput:
     def __init__(self, clients: Clients, _topic: str, _release: str, _limits: object, **more: object) -> None:
         self._wires = clients.wires
         tid = more.get("transactional_id")
-        self.producer = FakeProducer(self._wires, tid if isinstance(tid, str) else None, self._wires.incarnation)
+        self._wires.tid = tid if isinstance(tid, str) else None
+        self.producer = FakeProducer(self._wires, self._wires.tid, self._wires.incarnation)
 
     def write(self, batch) -> KafkaError | None:
         if self._wires.spoil:

@@ -13,7 +13,7 @@ from unittest import mock
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-PATIENT_S = 4.0  # a limit beyond this ends no wait by itself: only a fault does, or a world in which nothing else goes on
+PATIENT_S = 0.5  # a limit beyond this ends no wait for somebody: a fault does, or a world in which nothing else goes on
 
 
 class Process:
@@ -21,7 +21,7 @@ class Process:
 
     def __init__(self, name: str) -> None:
         self.name, self.now, self.dead = name, 0.0, False
-        self.task: Task | None = None
+        self.task: Task  # of its `Thread.start`
 
 
 class Running:
@@ -44,11 +44,15 @@ class Task(greenlet):
     def ready(self) -> bool:
         return self.until is None or bool(self.until()) or self.process.now >= self.deadline
 
+    def can_hurry(self) -> bool:
+        """It waits for nobody, or not for long."""
+        return self.ready() or not (self.patient or self.deadline == float("inf"))
+
     def hurry(self) -> bool:
         """Let a short wait pass; False: it waits for somebody."""
+        if not self.can_hurry():
+            return False
         if not self.ready():
-            if self.patient or self.deadline == float("inf"):
-                return False
             self.process.now = self.deadline
         return True
 
@@ -64,12 +68,15 @@ class Task(greenlet):
             self.throw(GreenletExit)
 
 
-def pause(until: Callable[[], object] | None = None, limit: float | None = None) -> bool:
-    """Wait for the scheduler, and for a condition; False: the limit (seconds) passed first."""
+def pause(until: Callable[[], object] | None = None, limit: float | None = None, *, nap: bool = False) -> bool:
+    """Wait for the scheduler, and for a condition; False: the limit (seconds) passed first.
+
+    nap: the limit is what is waited for.
+    """
     task = getcurrent()
     assert isinstance(task, Task), "the scheduler itself may not wait"
     if not task.process.dead:
-        task.until, task.patient = until, limit is not None and limit > PATIENT_S
+        task.until, task.patient = until, not nap and limit is not None and limit > PATIENT_S
         task.deadline = float("inf") if limit is None else task.process.now + max(limit, 0.0)
         task.parent.switch()
     if task.process.dead:
@@ -124,7 +131,7 @@ class Event:
         self._on = True
 
     def wait(self, timeout: float | None = None) -> bool:
-        return self._on or pause(self.is_set, timeout)
+        return self._on or pause(self.is_set, timeout, nap=True)
 
 
 class Thread:
@@ -157,7 +164,7 @@ def _now() -> float:
 
 
 CLOCK = SimpleNamespace(
-    monotonic=_now, monotonic_ns=lambda: int(_now() * 1e9), sleep=lambda seconds: pause(lambda: False, seconds)
+    monotonic=_now, monotonic_ns=lambda: int(_now() * 1e9), sleep=lambda seconds: pause(lambda: False, seconds, nap=True)
 )
 THREADS = SimpleNamespace(Condition=Condition, RLock=Lock, Lock=Lock, Event=Event, Thread=Thread)
 

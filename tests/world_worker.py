@@ -49,7 +49,7 @@ from streamserve.records import Assignment, ControlView, EventBatch, Int64s, Out
 TOPOLOGY = "t"
 NO_COLUMNS = pa.RecordBatch.from_arrays([pa.array([], pa.int64())], ["nothing"])
 SETTINGS = SimpleNamespace(
-    batches_in_flight=2, batch_rows=100, batch_bytes=1 << 20, pacing=False, drain_timeout=20.0, start="earliest",
+    batches_in_flight=2, batch_rows=100, batch_bytes=1 << 20, pacing=False, drain_timeout=1.0, start="earliest",
     dead_letter_share=1.0, commit_interval=0.06, transaction_interval=0.06, control_secrets={},
 )  # fmt: skip
 
@@ -81,6 +81,7 @@ class Worker(Process):
         Running.process = self
         self.broker, self.asleep, self.failed = broker, False, ""
         self.incarnations = 0
+        self.turned = (0, 0)  # how often, while nobody else did anything
         self.wires = Wires(broker, self)
         clients = Clients(self.wires, SETTINGS)
         topology = SimpleNamespace(
