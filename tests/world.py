@@ -29,15 +29,16 @@ from world_worker import FOLD, TOPOLOGY, Worker, wired
 
 Step = tuple[object, ...]
 DELIVERIES = ("at_least_once", "exactly_once")
+FAR = 5  # of 12: how often an intake goes on for one wait only
 TURNS = 2  # of an intake while nobody else does anything
 ROUNDS = 400  # in which a world without faults comes to rest
 VERSIONS = ("v1", "v2", "v3")
 ROLLOUT = ("shift", "shift", "shift", "promote", "rollback", "pause", "resume")
-KINDS = ("prepare", *ROLLOUT, "kill", "kill", "revive")
+KINDS = ("prepare", *ROLLOUT, "kill", "revive")
 WEIGHTS = {
-    "run": 30, "send": 14, "land": 14, "read": 12, "hear": 6, "events": 4, "command": 2, "assign": 16, "revoke": 1.5,
-    "kick": 0.4, "tell": 1, "sleep": 0.8, "wake": 1, "crash": 0.3, "start": 2, "stop": 0.1, "moving": 0.3, "spoil": 0.4,
-    "stubborn": 0.2, "time_out": 0.7, "lose": 0.5, "emit": 4,
+    "run": 40, "send": 20, "land": 20, "read": 20, "hear": 12, "events": 3, "command": 1.5, "assign": 16, "revoke": 0.6,
+    "kick": 0.4, "tell": 1, "sleep": 0.5, "wake": 1, "crash": 0.12, "start": 0.5, "stop": 0.06, "moving": 0.2,
+    "spoil": 0.2, "stubborn": 0.2, "time_out": 0.7, "lose": 0.5, "emit": 4,
 }  # fmt: skip
 AGAIN = frozenset(("run", "send", "read"))  # mostly of the one whose turn it was
 FAULTS = ("revoke", "kick", "sleep", "crash", "stop", "moving", "spoil", "stubborn", "time_out")
@@ -74,7 +75,7 @@ class World:
             for kind, weight in WEIGHTS.items()
         ]
         kinds, left, busy = list(WEIGHTS), 60 + int(rng.random() * 120), 0
-        for kind in rng.choices(kinds, weights, k=2 * left):  # of what is drawn, some can't be done
+        for kind in rng.choices(kinds, weights, k=4 * left):  # of what is drawn, some can't be done
             one = rng.random()
             if one < 0.05:
                 busy = int(rng.random() * 16)
@@ -113,18 +114,17 @@ class World:
         return True
 
     def run(self, number: int, rows: int) -> bool:
-        """A worker's intake goes on to its next wait."""
-        worker = self._pick(number, lambda w: w.turned != (self.moves, TURNS) and w.task.can_hurry(), awake=True)
+        """A worker's intake goes on to its next wait, or as far as it gets before it polls again."""
+        worker = self._pick(number, lambda w: w.turned != (self.moves, TURNS) and w.can_run(), awake=True)
         if worker is None or not worker.task.hurry():
             return False
         worker.turned = self.moves, worker.turned[1] + 1 if worker.turned[0] == self.moves else 1
         worker.wires.rows = rows % 4
         if worker.member is not None and worker.member.kicked and worker.custody.partitions:
             self.laws.seen("one that was kicked goes on")
-        for _ in range(1 + rows // 4):
+        self._go_on(worker)
+        while rows >= FAR and not worker.dead and not worker.task.resting and worker.task.ready():
             self._go_on(worker)
-            if worker.dead or not worker.task.hurry():
-                break
         return True
 
     def send(self, number: int, fallback: int) -> bool:
@@ -214,11 +214,16 @@ class World:
         return True
 
     def kick(self, number: int, _: int) -> bool:
-        member = self._member(number)
+        """The group takes a member for dead, best in the midst of a commit."""
+        busy = self._busy()
+        member = busy[0].member if busy and number < 12 else self._member(number)
         if member is None or member not in self.broker.owners:
             return False
         self.broker.kick(member)
         return True
+
+    def _busy(self) -> list[Worker]:
+        return [w for w in self._alive(awake=True) if w.custody._whole.owner is not None]
 
     def tell(self, number: int, _: int) -> bool:
         """One that was kicked hears of it."""
@@ -232,7 +237,7 @@ class World:
 
     def sleep(self, number: int, kicked: int) -> bool:
         """A worker does nothing for a while, best in the midst of something; mostly the group notices."""
-        busy = [w for w in self._alive(awake=True) if w.custody._whole.owner is not None]
+        busy = self._busy()
         worker = busy[0] if busy else self._pick(number, awake=True)
         if worker is None or len(self._alive(awake=True)) < 2:
             return False
@@ -304,26 +309,29 @@ class World:
     def command(self, kind: int | str, number: int) -> bool:
         """Somebody writes to the control log, who has read all of it, or errs."""
         offset, desk = len(self.broker.control), self.laws.desk
-        kind = kind if isinstance(kind, str) else KINDS[(kind * 12 + number) % len(KINDS)]
+        code = 0 if isinstance(kind, str) else kind * 12 + number
+        kind = kind if isinstance(kind, str) else KINDS[code % len(KINDS)]
         if offset >= 12:
             return False
         body: dict[str, object] = {"kind": kind, "command_id": f"c{offset}", "topology": TOPOLOGY}
         body["expected_generation"] = desk.generation
-        version = VERSIONS[number % 3]
+        version = VERSIONS[code // 5 % 3]
         if kind == "init":
             body |= {"model": "m", "stable": "v1", "salt": "s"}
-        elif desk.rollout is None and kind in ROLLOUT or kind == "prepare":
+        elif (desk.rollout is None and kind in ROLLOUT) or kind == "prepare":
+            if version == desk.stable and code % 7:
+                version = VERSIONS[(code // 5 + 1) % 3]
             body |= {"kind": "prepare", "rollout_id": f"r{offset}", "candidate": version, "manifest": version[1] * 64}
         elif kind in ROLLOUT:
             body["rollout_id"] = desk.rollout["id"]
-            body |= {"weight_bp": (0, 3000, 6000, 10_000)[number % 4]} if kind == "shift" else {}
+            body |= {"weight_bp": (0, 3000, 6000, 10_000)[code // 3 % 4]} if kind == "shift" else {}
         else:
             body["version"] = version
-        if offset and number == 5:
+        if code % 31 == 1:
             body["expected_generation"] = desk.generation + 1
-        if offset and number == 7:
+        if code % 31 == 2:
             body["command_id"] = "c0"
-        value = b"no command" if offset and number == 9 else json.dumps(body).encode()
+        value = b"no command" if code % 31 == 3 else json.dumps(body).encode()
         self.broker.control.append(value)
         before = len(desk.epochs)
         if self.laws.commanded(offset, value) and kind == "kill" and len(desk.epochs) > before:

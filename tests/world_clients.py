@@ -158,7 +158,7 @@ class FakeReader:
         """Nothing, as above."""
 
     def idle(self) -> Sequence[RawBatch]:
-        self._wires.ask()
+        pause(resting=True)
         self._consumer.serve()
         return ()
 

@@ -36,6 +36,7 @@ class Task(greenlet):
     until: Callable[[], object] | None = None
     deadline = float("inf")
     patient = False
+    resting = False  # between two turns
 
     def __init__(self, process: Process, target: Callable[[], object], hub: greenlet) -> None:
         super().__init__(target, hub)
@@ -68,14 +69,17 @@ class Task(greenlet):
             self.throw(GreenletExit)
 
 
-def pause(until: Callable[[], object] | None = None, limit: float | None = None, *, nap: bool = False) -> bool:
+def pause(
+    until: Callable[[], object] | None = None, limit: float | None = None, *, nap: bool = False, resting: bool = False
+) -> bool:
     """Wait for the scheduler, and for a condition; False: the limit (seconds) passed first.
 
-    nap: the limit is what is waited for.
+    nap: the limit is what is waited for. resting: nothing is begun that would have to be ended.
     """
     task = getcurrent()
     assert isinstance(task, Task), "the scheduler itself may not wait"
     if not task.process.dead:
+        task.resting = resting
         task.until, task.patient = until, not nap and limit is not None and limit > PATIENT_S
         task.deadline = float("inf") if limit is None else task.process.now + max(limit, 0.0)
         task.parent.switch()

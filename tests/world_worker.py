@@ -123,6 +123,11 @@ class Worker(Process):
 
     # ---- what the scheduler does in its name
 
+    def can_run(self) -> bool:
+        """Its intake has something to do."""
+        told = self.member is None or self.member.calls or self.intake.stopping
+        return bool(told or self.custody._ledger._accounts or not self.task.resting) and self.task.can_hurry()
+
     def read_progress(self) -> None:
         Running.process = self
         at = self.progress.position
