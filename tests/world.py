@@ -20,11 +20,12 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from world_broker import Broker, Member
 from world_clients import key_of
 from world_laws import Broken, Laws
+from world_planted import planted
 from world_worker import FOLD, TOPOLOGY, Worker, wired
 
 Step = tuple[object, ...]
@@ -41,6 +42,7 @@ WEIGHTS = {
     "spoil": 0.2, "stubborn": 0.2, "time_out": 0.7, "lose": 0.5, "emit": 4,
 }  # fmt: skip
 AGAIN = frozenset(("run", "send", "read"))  # mostly of the one whose turn it was
+OF_A_WORKER = frozenset(("run", "send", "read", "hear", "tell", "sleep", "wake", "crash", "stop", "spoil", "time_out"))
 FAULTS = ("revoke", "kick", "sleep", "crash", "stop", "moving", "spoil", "stubborn", "time_out")
 
 
@@ -52,6 +54,7 @@ class World:
         self.workers: list[Worker] = []
         self.laws.workers = self.workers
         self.steps: list[Step] = []
+        self.whom = ""  # of the last step
         self.moves = 0  # steps of others than intakes, which turn in a circle where nothing happens
         FOLD.forget()
         self.command("init", 0)
@@ -101,7 +104,9 @@ class World:
 
     def _pick(self, number: int, can: Callable[[Worker], object] = bool, *, awake: bool = False) -> Worker | None:
         found = [w for w in self.workers if not w.dead and not (awake and w.asleep) and can(w)]
-        return found[number % len(found)] if found else None
+        worker = found[number % len(found)] if found else None
+        self.whom = worker.name if worker else ""
+        return worker
 
     def _member(self, number: int) -> Member | None:
         found = list(self.broker.members.values())
@@ -241,7 +246,7 @@ class World:
         worker = busy[0] if busy else self._pick(number, awake=True)
         if worker is None or len(self._alive(awake=True)) < 2:
             return False
-        worker.asleep = True
+        worker.asleep, self.whom = True, worker.name
         if kicked < 8 and worker.member is not None and not worker.member.kicked:
             self.broker.kick(worker.member)
         return True
@@ -251,6 +256,7 @@ class World:
         if not sleepers:
             return False
         worker = sleepers[number % len(sleepers)]
+        self.whom = worker.name
         worker.asleep = False
         if worker.member is not None and worker.member.kicked:
             self.laws.seen("a sleeper wakes up kicked")
@@ -407,7 +413,7 @@ class World:
 # ---- schedules
 
 
-def carry_out(world: World, steps: Iterator[Step] | Sequence[Step]) -> World:
+def carry_out(world: World, steps: Iterable[Step], told: Callable[[Step], None] = lambda _: None) -> World:
     """Take every step that can be taken, then see that all comes to rest.
 
     Raises:
@@ -415,7 +421,8 @@ def carry_out(world: World, steps: Iterator[Step] | Sequence[Step]) -> World:
     """
     try:
         for step in steps:
-            world.take(step)
+            if world.take(step):
+                told(step)
         world.settle()
     finally:
         world.close()
@@ -429,7 +436,7 @@ def one(seed: int) -> World:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What workers log of their faults is no news here."""
+    """The product wired to worlds; what workers log of their faults is no news here."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -447,23 +454,88 @@ def many(count: int, first: int = 1) -> Counter[str]:
             try:
                 found.update(one(seed).laws.coverage)
             except Broken as error:
-                error.args = (f"seed {seed}, {error}",)
                 error.seed = seed
                 raise
     return found
+
+
+def shrunk(seed: int, law: int) -> list[Step]:
+    """Of a schedule that breaks a law, steps that are enough for it."""
+    steps = list(_taken(seed))
+    size = len(steps) // 2
+    while size:
+        for start in range(0, len(steps), size):
+            fewer = steps[:start] + steps[start + size :]
+            if len(fewer) < len(steps) and _breaks(seed, fewer) == law:
+                steps = fewer
+        size //= 2
+    return steps
+
+
+def _taken(seed: int) -> list[Step]:
+    world, steps = World.of(seed)
+    with contextlib.suppress(Broken):
+        carry_out(world, steps)
+    return world.steps
+
+
+def _breaks(seed: int, steps: Sequence[Step]) -> int | None:
+    """The law that these steps break in the world of a seed."""
+    try:
+        carry_out(World.of(seed)[0], steps)
+    except Broken as error:
+        return error.law
+    return None
+
+
+def story(seed: int, steps: Iterable[Step] | None = None) -> Iterator[str]:
+    """A schedule, step by step, and what came of it. steps: in place of those that the seed draws."""
+    world, drawn = World.of(seed)
+    lines: list[str] = []
+    yield f"{world.delivery}, {len(world.broker.ends)} partitions"
+    try:
+        carry_out(world, drawn if steps is None else steps, lambda step: lines.append(_line(world, step)))
+        lines.append("no law broken")
+    except Broken as error:
+        lines.append(str(error))
+    yield from lines
+
+
+def _line(world: World, step: Step) -> str:
+    broker = world.broker
+    workers = [f"{w.name}{'~' if w.asleep else ''} {w.where()}" for w in world.workers if not w.dead]
+    logs = f"control {len(broker.control)} progress {len(broker.progress)} events {broker.ends} done {world.laws.upto}"
+    said = f"{step[0]} {world.whom}" if step[0] in OF_A_WORKER else " ".join(map(str, step))
+    return f"{said:14} {logs}   {', '.join(workers)}"
+
+
+def _report(count: int, first: int) -> None:
+    began = time.process_time()
+    found = many(count, first)
+    spent = time.process_time() - began
+    for what, times in sorted(found.items(), key=lambda item: -item[1]):
+        sys.stdout.write(f"{times:10,}  {what}\n")
+    sys.stdout.write(f"{count:,} schedules, no law broken; {count / spent * 60:,.0f} a minute of CPU\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int, nargs="?", default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--replay", type=int, metavar="SEED")
+    parser.add_argument("--plant", default="", help="names of world_planted.py, joined by +")
     asked = parser.parse_args()
-    began = time.process_time()
-    found = many(asked.count, asked.seed)
-    spent = time.process_time() - began
-    for what, times in sorted(found.items(), key=lambda item: -item[1]):
-        sys.stdout.write(f"{times:10,}  {what}\n")
-    sys.stdout.write(f"{asked.count:,} schedules, no law broken; {asked.count / spent * 60:,.0f} a minute of CPU\n")
+    with planted(*filter(None, asked.plant.split("+"))):
+        if asked.replay is not None:
+            with quiet():
+                sys.stdout.writelines(f"{line}\n" for line in story(asked.replay))
+            return
+        try:
+            _report(asked.count, asked.seed)
+        except Broken as error:
+            with quiet():
+                lines = list(story(error.seed, shrunk(error.seed, error.law)))
+            sys.exit("\n".join([f"seed {error.seed}: {error}", "The fewest steps that still show it:", *lines]))
 
 
 if __name__ == "__main__":

