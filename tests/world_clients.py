@@ -102,7 +102,7 @@ class FakeConsumer:
         if self.wires.stubborn:
             self.wires.stubborn = False
             raise refusal(KafkaError._STATE)
-        self.positions[tp.partition] = tp.offset if tp.offset >= 0 else 0
+        self.positions[tp.partition] = max(tp.offset, 0)
 
     def commit(self, *, offsets: Sequence[TopicPartition], asynchronous: bool) -> list[SimpleNamespace]:
         assert not asynchronous

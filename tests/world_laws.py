@@ -1,7 +1,7 @@
 """What holds in every simulated world, checked as it happens, by code that shares nothing with what it checks.
 
 1. Exactly once: of each event one answer is visible, and what is visible is committed, at any moment.
-2. At least once: no answer has a higher control epoch than the fold's, and a committed event has one of just that epoch.
+2. At least once: no answer has a higher control epoch than the fold's, and a committed event has one of just that.
 3. Exactly once: the epoch of what is visible is the fold's.
 4. Nothing is committed without its output; committed offsets never go back, and none is skipped.
 5. Every row is routed by the epoch that the logs give as far as its worker had read them when it was handed over.
@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # chaos is a part of the checkout, not of the package
@@ -134,7 +135,7 @@ class Laws:
 
     def _killed_since(self, before: int, epoch: int) -> bool:
         span = [one.killed for one in self.epochs if before <= one.number <= epoch]
-        return any(not now <= was for was, now in zip(span, span[1:], strict=False))
+        return any(not now <= was for was, now in pairwise(span))
 
     def late(self, incarnation: str) -> None:
         self.unpunctual.add(incarnation)
@@ -168,9 +169,7 @@ class Laws:
             self.answers[at] = _answer(epoch, self.keys(one.partition, one.offset))
         version, variant, reason, stable = self.answers[at]
         found = (one.version, VARIANTS[one.variant], one.reason)
-        if found != (version, variant, reason) and not (
-            found == (stable, STABLE, "FALLBACK") and variant == CANDIDATE
-        ):
+        if found != (version, variant, reason) and not (found == (stable, STABLE, "FALLBACK") and variant == CANDIDATE):
             raise Broken(8, f"{one}, the logs give {self.answers[at]}")
         self.seen(f"answered {VARIANTS[one.variant]} {one.reason}")
 

@@ -24,7 +24,7 @@ from streamserve.delivery.custody import Custody
 from streamserve.delivery.emitter import StartAnewError
 from streamserve.delivery.gate import Gate
 from streamserve.delivery.ledger import Ledger
-from streamserve.delivery.progress import CutOver, Owned, Progress, Released
+from streamserve.delivery.progress import CutOver, Owned, Progress
 from streamserve.records import ControlView
 
 Place = tuple[object, str, object]  # where, which name, what instead

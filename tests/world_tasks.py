@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType, SimpleNamespace
+from typing import Self
 from unittest import mock
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -155,7 +156,7 @@ class Pool:
     def __init__(self, *_: object) -> None:
         self.map = map
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,7 +169,9 @@ def _now() -> float:
 
 
 CLOCK = SimpleNamespace(
-    monotonic=_now, monotonic_ns=lambda: int(_now() * 1e9), sleep=lambda seconds: pause(lambda: False, seconds, nap=True)
+    monotonic=_now,
+    monotonic_ns=lambda: int(_now() * 1e9),
+    sleep=lambda seconds: pause(lambda: False, seconds, nap=True),
 )
 THREADS = SimpleNamespace(Condition=Condition, RLock=Lock, Lock=Lock, Event=Event, Thread=Thread)
 

@@ -179,7 +179,9 @@ class Worker(Process):
         places = list(zip(raw.partitions.tolist(), raw.offsets.tolist(), strict=True))
         letters = [row for row, place in enumerate(places) if is_letter(*place)]
         rows = np.array([row for row in range(len(places)) if row not in letters], np.int64)
-        outgoing = [Said(np.array(letters, np.int64), [Prediction(*places[row], None, "", 0, "", "") for row in letters])]
+        outgoing = [
+            Said(np.array(letters, np.int64), [Prediction(*places[row], None, "", 0, "", "") for row in letters])
+        ]
         assignment = router.route(EventBatch(raw, rows, NO_COLUMNS, raw.timestamps), view)
         if fallback and (fallen := np.flatnonzero(assignment.variant == Variant.CANDIDATE)).size:
             assignment = assignment.fallen_back(fallen)
@@ -222,14 +224,16 @@ def wired() -> contextlib.AbstractContextManager[None]:
     """The product's modules, wired to the world."""
     name = SimpleNamespace(token_hex=lambda _: Running.process.name_incarnation())
     logs = {"LogReader": FakeLogReader, "LogWriter": FakeLogWriter}
-    return stand_in({
-        **{module: {} for module in (at_least_once, exactly_once, member, ownership, tenure, intake, custody)},
-        progress_log: logs,
-        control_state: {"LogReader": FakeLogReader, "fold": FOLD},
-        incarnation: {
-            "MessageReader": FakeReader,
-            "Output": FakeOutput,
-            "secrets": name,
-            "worker_name": lambda: Running.process.name,
-        },
-    })
+    return stand_in(
+        {
+            **{module: {} for module in (at_least_once, exactly_once, member, ownership, tenure, intake, custody)},
+            progress_log: logs,
+            control_state: {"LogReader": FakeLogReader, "fold": FOLD},
+            incarnation: {
+                "MessageReader": FakeReader,
+                "Output": FakeOutput,
+                "secrets": name,
+                "worker_name": lambda: Running.process.name,
+            },
+        }
+    )
