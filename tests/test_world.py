@@ -40,7 +40,12 @@ RARE = {
     "one that was kicked goes on",
 }
 ENOUGH = 400  # schedules in which a planted error must show; a rare one from the seed that stands beside it on
-FIRST = {"token": 401, "fence+stable": 901, "fenceall+group+stable": 3301, "what_a_neighbour_commits_takes_along_what_was_not_committed": 601}
+FIRST = {
+    "token": 401,
+    "fence+stable": 901,
+    "fenceall+group+stable": 3301,
+    "what_a_neighbour_commits_takes_along_what_was_not_committed": 601,
+}
 # Where another rule does the work of one that is left out, both are: the specification finds nothing either
 TOGETHER = {"fenceall": "fenceall+group+stable", "group": "fence+group", "stable": "fence+stable", "order": "order"}
 

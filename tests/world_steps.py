@@ -236,11 +236,9 @@ class World:
         return True
 
     def wake(self, number: int, _: int) -> bool:
-        sleepers = [w for w in self._alive() if w.asleep]
-        if not sleepers:
+        worker = self._pick(number, lambda w: w.asleep)
+        if worker is None:
             return False
-        worker = sleepers[number % len(sleepers)]
-        self.whom = worker.name
         worker.asleep = False
         if worker.member is not None and worker.member.kicked:
             self.laws.seen("a sleeper wakes up kicked")
