@@ -25,6 +25,7 @@ RARE = {
     "a fenced worker is refused",
     "a kill takes hold",
     "a record lands after its sender is gone",
+    "a record is refused",
     "a record never lands",
     "a release lands under its successor",
     "a sleeper wakes up kicked",

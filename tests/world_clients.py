@@ -14,6 +14,7 @@ from world_broker import Broker, Member, Prediction, Sent, refusal
 from world_tasks import Process, pause
 
 from streamserve.adapters.control_log import CONTROL, LogRecord
+from streamserve.adapters.kafka import broker_error
 from streamserve.errors import BrokerError
 from streamserve.records import RawBatch, binary
 
@@ -230,6 +231,7 @@ class FakeOutput:
     """An Output: its batches hold predictions as they are (`world_worker.Said`)."""
 
     where, stopping = "world", False
+    _refused: KafkaError | None = None  # at least once: by the broker, after the write
 
     def __init__(self, clients: Clients, _topic: str, _release: str, _limits: object, **more: object) -> None:
         self._wires = clients.wires
@@ -242,12 +244,18 @@ class FakeOutput:
             self._wires.spoil = False
             if self.producer.tid is not None:
                 return KafkaError(KafkaError._TIMED_OUT)
+            self._wires.broker.laws.seen("a record is refused")
+            self._refused = KafkaError(KafkaError.UNKNOWN)
+            return None
         said = [one for out in batch.outgoing for one in out.said]
         self.producer.produce([one._replace(incarnation=self.producer.incarnation) for one in said])
         return None
 
-    def failure(self) -> None:
-        return None
+    def failure(self) -> BrokerError | None:
+        return None if self._refused is None else broker_error(self._refused, self.where)
+
+    def refused(self) -> KafkaError | None:
+        return self._refused
 
     def unconfirmed(self) -> int:
         return 0

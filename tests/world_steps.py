@@ -268,11 +268,11 @@ class World:
         return member is not None
 
     def spoil(self, number: int, _: int) -> bool:
+        """What a worker writes next fails."""
         worker = self._pick(number)
-        if worker is None or self.delivery != "exactly_once":
-            return False
-        worker.wires.spoil = True
-        return True
+        if worker is not None:
+            worker.wires.spoil = True
+        return worker is not None
 
     def stubborn(self, number: int, _: int) -> bool:
         worker = self._pick(number)
