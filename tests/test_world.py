@@ -43,6 +43,7 @@ RARE = {
 ENOUGH = 400  # schedules in which a planted error must show; a rare one from the seed that stands beside it on
 FIRST = {
     "token": 401,
+    "reltoken": 1801,
     "fence+stable": 901,
     "fenceall+group+stable": 3301,
     "what_a_neighbour_commits_takes_along_what_was_not_committed": 601,
