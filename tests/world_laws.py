@@ -220,6 +220,8 @@ class Laws:
             member = worker.member
             if worker.dead or worker.name == by or tid != worker.wires.tid or member is None:
                 continue
+            if worker.intake._life is None or worker.intake._life.is_over():
+                continue  # it is on its way out, and the group may not know yet
             owns = any(owner is member for owner in worker.broker.owners)
             if owns and not member.kicked and worker.wires.incarnation not in self.unpunctual:
                 raise Broken(11, f"{by} fences {tid}, a rightful member")

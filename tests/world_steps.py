@@ -76,10 +76,10 @@ class World:
     def take(self, step: Step) -> bool:
         """Do one step; False: there is nothing that it could be done to."""
         kind, *numbers = step
-        done = getattr(self, str(kind))(*numbers)
-        if done is False:
+        self.steps.append(step)  # before: it may be the last
+        if getattr(self, str(kind))(*numbers) is False:
+            self.steps.pop()
             return False
-        self.steps.append(step)
         self.moves += kind != "run"
         return True
 
