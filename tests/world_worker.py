@@ -91,7 +91,7 @@ class Worker(Process):
         self.heard = len(broker.control)  # how far the control log was read
         self.control = control_state.Control(clients, TOPOLOGY, self.progress)
         lives = incarnation.Incarnations(clients, topology, "g", self.progress, {})
-        self.flying: deque[tuple[RawBatch, ControlView, int, bool]] = deque()
+        self.flying: deque[tuple[RawBatch, ControlView, int]] = deque()
         self.custody = custody.Custody()
         self.intake = intake.Intake(
             lives, topology, SETTINGS, self.control, lambda _: len(broker.ends), self._deliver, self._on_failure,
@@ -154,25 +154,15 @@ class Worker(Process):
     def send(self, *, fallback: bool) -> None:
         """The oldest batch goes out."""
         Running.process = self
-        raw, view, read, late = self.flying.popleft()
+        raw, view, read = self.flying.popleft()
         try:
             self.intake.send(self._process(raw, view, read, fallback=fallback))
         except Exception as error:  # noqa: BLE001  (whatever it is: it stops the worker, and may be a finding)
-            if not isinstance(error, StreamserveError) and not (late and self._is_held(error)):
+            if not isinstance(error, StreamserveError):
                 self.broker.laws.fault(error)
             self.failed = f"{type(error).__name__}: {error}"
             self.intake.abandon()
         self.intake.finished()
-
-    def _is_held(self, error: Exception) -> bool:
-        """A known fault of the intake: it hands over what it read while another took the partition up and cut it over.
-
-        Nothing is lost by it, but the worker stops where it should start anew.
-        """
-        held = isinstance(error, ValueError) and " is held: " in str(error)
-        if held:
-            self.broker.laws.seen("one that was superseded stops at a row that is held")
-        return held
 
     def _process(self, raw: RawBatch, view: ControlView, read: int, *, fallback: bool) -> OutputBatch:
         places = list(zip(raw.partitions.tolist(), raw.offsets.tolist(), strict=True))
@@ -190,8 +180,7 @@ class Worker(Process):
 
     def _deliver(self, raw: RawBatch, view: ControlView) -> None:
         self.broker.laws.delivered(self, raw)
-        late = bool(self.progress.superseded(self.custody.owner_epochs().items()))
-        self.flying.append((raw, view, self.progress.position, late))
+        self.flying.append((raw, view, self.progress.position))
 
 
 class Fold:
