@@ -279,9 +279,7 @@ class Intake:
         return self.custody.epoch
 
     def _turn(self, life: Incarnation, tenure: Tenure) -> None:
-        late = life.ownership.superseded(self.custody.owner_epochs())
-        if late:
-            raise StartAnewError(f"partitions {[p for _, p in late]} have a later owner")
+        self._see_successors(life)
         if time.monotonic() >= self._next_commit or life.emitter.spoilt:
             self._commit(life)
             self._lag = self._measure_lag(life.consumer)
@@ -290,13 +288,20 @@ class Intake:
         tenure.read_again()
         tenure.cut_over()
         for batch in self._read(life):
+            view = self._control.view()
+            self._see_successors(life)  # by now: their cutovers stand in the view, of epochs that may not be read here
             with self._state:
                 self._pace.arrived(len(batch), time.monotonic())
                 self._brake.read()
                 self._flying.append(batch)
-            self._deliver(batch, self._control.view())
+            self._deliver(batch, view)
         if life.is_over():
             raise StartAnewError(life.why)
+
+    def _see_successors(self, life: Incarnation) -> None:
+        late = life.ownership.superseded(self.custody.owner_epochs())
+        if late:
+            raise StartAnewError(f"partitions {[p for _, p in late]} have a later owner")
 
     def _read(self, life: Incarnation) -> Iterable[RawBatch]:
         now = time.monotonic()
