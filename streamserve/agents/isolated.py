@@ -111,11 +111,14 @@ class Isolated:
         Raises:
             IsolatedError: it can't be, with the reason.
         """
-        answer = json.loads(self._exchange(self._order.encode(), START_S))
-        if answer["error"]:
+        try:
+            answer = json.loads(self._exchange(self._order.encode(), START_S))
+            if answer["error"]:
+                raise DiedError(answer["error"])
+            self.inputs, self.outputs = (tuple(map(Tensor.model_validate, answer[of])) for of in ("inputs", "outputs"))
+        except BaseException:  # whatever it said, nobody is left to ask it
             self.close()
-            raise DiedError(answer["error"])
-        self.inputs, self.outputs = (tuple(map(Tensor.model_validate, answer[of])) for of in ("inputs", "outputs"))
+            raise
 
     def ask(self, sheets: Sequence[pa.RecordBatch], seconds: float) -> pa.Table:
         """Its answer to sheets of one schema: see `isolated_child`.
@@ -147,9 +150,12 @@ class Isolated:
     def _exchange(self, message: bytes | pa.Buffer, seconds: float) -> bytes:
         limit = time.monotonic() + seconds
         try:
+            self._check_memory()  # of one that answers at once it would not be looked at below
             for part in (memoryview(LENGTH.pack(len(message))), memoryview(message)):
                 self._send(part, limit)
             (length,) = LENGTH.unpack(self._receive(LENGTH.size, limit))
+            if length > self._most:
+                raise GreedyError(f"its answer is of {length >> 20} MiB, and it may have {self._most >> 20} of memory")
             return self._receive(length, limit)
         except OSError as error:
             raise self._died() from error
@@ -181,10 +187,13 @@ class Isolated:
     def _look(self, limit: float) -> None:
         if self._closing():
             raise IsolatedError("the worker stops")
-        if (used := _resident(self.pid)) > self._most:
-            raise GreedyError(f"it took {used >> 20} MiB of memory, and may have {self._most >> 20}")
+        self._check_memory()
         if time.monotonic() > limit:
             raise HungError("it did not answer in time")
+
+    def _check_memory(self) -> None:
+        if (used := _resident(self.pid)) > self._most:
+            raise GreedyError(f"it took {used >> 20} MiB of memory, and may have {self._most >> 20}")
 
     def _died(self) -> DiedError:
         self._socket.close()
