@@ -113,12 +113,15 @@ class Isolated:
         """
         try:
             answer = json.loads(self._exchange(self._order.encode(), START_S))
-            if answer["error"]:
-                raise DiedError(answer["error"])
-            self.inputs, self.outputs = (tuple(map(Tensor.model_validate, answer[of])) for of in ("inputs", "outputs"))
-        except BaseException:  # whatever it said, nobody is left to ask it
+            if not (why := answer["error"]):
+                told = (map(Tensor.model_validate, answer[of]) for of in ("inputs", "outputs"))
+                self.inputs, self.outputs = map(tuple, told)
+        except BaseException:  # whatever it said, nobody will ask it again
             self.close()
             raise
+        if why:
+            self.close()
+            raise DiedError(why)
 
     def ask(self, sheets: Sequence[pa.RecordBatch], seconds: float) -> pa.Table:
         """Its answer to sheets of one schema: see `isolated_child`.
@@ -213,8 +216,12 @@ class Isolated:
         self._process.wait()
 
 
-def isolation(settings: Settings, topology: Topology, state: Callable[[], State]) -> Callable[[str], Isolated]:
+def isolation(
+    settings: Settings, topology: Topology, state: Callable[[], State], closing: Callable[[], bool]
+) -> Callable[[str], Isolated]:
     """What begins a version of a topology's model in a process of its own, and waits until it is loaded.
+
+    closing: as of `Isolated`.
 
     Raises:
         StreamserveError: the schema of shadow decisions has no id.
@@ -224,7 +231,7 @@ def isolation(settings: Settings, topology: Topology, state: Callable[[], State]
     def begin(version: str) -> Isolated:
         manifest, session = state().manifest(version) or "", SessionSettings.of(settings)
         order = Order(str(settings.registry), topology.model, version, manifest, schema_id, session)
-        made = Isolated(order, settings.shadow_memory)
+        made = Isolated(order, settings.shadow_memory, closing)
         made.start()
         return made
 
