@@ -87,6 +87,22 @@ def test_partitions_are_drawn_apart():
     assert np.abs(apart - np.eye(8)).max() < 0.05
 
 
+def bucket(partition: int, offset: int) -> int:
+    """By SplitMix64 as Stafford has it, written out a second time: no release may draw other events."""
+    mask = 2**64 - 1
+    mixed = ((offset ^ (partition << 44)) + 0x9E3779B97F4A7C15) & mask
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & mask
+    return (mixed ^ (mixed >> 31)) % 10_000
+
+
+@pure
+@given(st.integers(0, 2**20 - 1), st.integers(0, LAST))
+def test_the_events_of_a_share_are_the_same_in_every_release(partition, offset):
+    place = bucket(partition, offset)
+    assert [bool(draw(partition, [offset], share)[0]) for share in (place, place + 1)] == [False, True]
+
+
 def places(batch) -> set[str]:
     """The ids of the events that are shadowed."""
     if batch is None:
@@ -233,14 +249,21 @@ def test_a_view_that_it_pins_otherwise_is_read_its_way():
     assert not store.keys
 
 
-def test_a_batch_of_several_stable_versions_is_told_by_each():
-    epochs = (RoutingEpoch(3, "v1"), RoutingEpoch(8, "v3"))
-    view = ControlView("t", epochs, {("events", 0): (Cutover(8, 4),)}, shadow=shadow())
-    batch = pipeline().process(raw([event(i) for i in range(8)]), view, NOW).shadowed
-    found = compared(batch, WELL)
-    assert [(one["stable_version"], one["control_epoch"]) for one in found] == [("v1", 3)] * 4 + [("v3", 8)] * 4
-    assert [one["event_id"] for one in found] == [f"e{i}" for i in range(8)]
-    assert [one["candidate_scores"] for one in found] == [{"y": 5.0 * i} for i in range(8)]
+@pytest.mark.parametrize("candidate", [WELL, THREE])
+def test_a_batch_of_several_stable_versions_is_told_by_each(candidate):
+    """Be the candidate fed by itself, or with what one of them was fed."""
+    epochs, cuts = (RoutingEpoch(3, "v1"), RoutingEpoch(8, "v3")), {("events", 0): (Cutover(8, 4),)}
+    view = ControlView("t", epochs, cuts, shadow=shadow(6000))
+    batch = pipeline().process(raw([event(i) for i in range(10)]), view, NOW).shadowed
+    found = compared(batch, candidate, MemoryStore(ROWS))
+    chosen = [i for i in range(10) if bucket(0, i) < 6000]
+    assert 0 < sum(i < 4 for i in chosen) < 4
+    assert 0 < sum(i >= 4 for i in chosen) < 6
+    assert [one["event_id"] for one in found] == [f"e{i}" for i in chosen]
+    law = [("v1", 3) if i < 4 else ("v3", 8) for i in chosen]
+    assert [(one["stable_version"], one["control_epoch"]) for one in found] == law
+    said = [{"y": 5.0 * i if candidate is WELL else 9.0 + i} for i in chosen]
+    assert [one["candidate_scores"] for one in found] == said
 
 
 @pure
