@@ -1,76 +1,122 @@
-"""Shadow decisions as anybody writes them: by fastavro, from the published schema."""
+"""What the tests of shadow share: batches that stable has answered for, and candidates in a registry."""
 
 from __future__ import annotations
 
+import datetime as dt
 import io
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
 
 import fastavro
-import numpy as np
-from conftest import ROOT
+import pyarrow as pa
+from test_pipeline import CATALOGUE, NOW, ONE, TOPOLOGY, pipeline, raw, version
 
-from streamserve.adapters.schema_ids import PinnedIndex
-from streamserve.pipeline.shadow_pairs import Gathered, ShadowPairs
-from streamserve.pipeline.shadow_reading import ShadowReader
+from streamserve.adapters.onnx import OnnxSession
+from streamserve.agents.isolated import Isolated, Order
+from streamserve.features.columns import BatchColumns
+from streamserve.features.rows import FeatureStore
+from streamserve.models.manifest import Input, Manifest
+from streamserve.models.plan import FeaturePlan
+from streamserve.models.registry import Registry, file_ref
+from streamserve.models.session import ON_CPU
+from streamserve.pipeline.pipeline import LoadedVersion
+from streamserve.pipeline.score import Scorer
+from streamserve.pipeline.shadow import Shadowed, Sheet, sheets
+from streamserve.pipeline.shadow_columns import Compared, compare
+from streamserve.pipeline.shadow_decision import PINNED_ID, SCHEMA
+from streamserve.records import ControlView, RoutingEpoch, Shadow
+from streamserve.simulate.versions import open_version
+from streamserve.topology import output
 
-PARSED = fastavro.parse_schema(json.loads((ROOT / "schemas" / "streamserve.shadow-decision.avsc").read_text()))
-SCHEMA_ID = 900_002
-AT = 1_760_000_000_000
-Decision = Mapping[str, Any]
-
-
-def decision(number: int, stable: float, candidate: float, **more: Any) -> dict[str, Any]:
-    """One event's; both decide by 0.5. more: fields that are otherwise."""
-    says = ["yes" if score >= 0.5 else "no" for score in (stable, candidate)]
-    return {
-        "prediction_id": f"pay-events-{number % 4}-{number}",
-        "topology": "pay",
-        "event_id": f"e{number}",
-        "event_time": AT + number,
-        "source_timestamp": AT + number,
-        "compared_at": AT + 1000 + number * 10,
-        "model": "pay",
-        "rollout_id": "r1",
-        "control_epoch": 4,
-        "stable_version": "v1",
-        "candidate_version": "v2",
-        "stable_scores": {"risk": stable},
-        "candidate_scores": {"risk": candidate},
-        "stable_decision": says[0],
-        "candidate_decision": says[1],
-        "agreement": says[0] == says[1],
-        "difference": abs(candidate - stable),
-        "error": None,
-        "segments": {},
-        **more,
-    }
+PARSED = fastavro.parse_schema(SCHEMA)
+THREE_FEATURES = ("x", "n", "d")
+WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = ("float32", "float64", "float16", *WHOLE, "bool", "string")
+LATER = 1_800_000_000_123  # by the candidate's clock
 
 
-def failed(number: int, stable: float, error: str = "DeadlineError", **more: Any) -> dict[str, Any]:
-    """One event in which the candidate gave no answer."""
-    nothing = {"candidate_scores": {}, "candidate_decision": None, "agreement": None, "difference": None}
-    return decision(number, stable, stable, **nothing, error=error, **more)
+def shadow(share_bp=10_000, candidate="v9", rollout="r1", **more) -> Shadow:
+    return Shadow(candidate, rollout, share_bp, **more)
 
 
-def framed(one: Decision, schema_id: int = SCHEMA_ID) -> bytes:
-    out = io.BytesIO()
-    fastavro.schemaless_writer(out, PARSED, one)
-    return b"\0" + schema_id.to_bytes(4, "big") + out.getvalue()
+def under(wanted: Shadow | None, *epochs: RoutingEpoch) -> ControlView:
+    return ControlView("t", epochs or (RoutingEpoch(3, "v1"),), shadow=wanted)
 
 
-def scores(count: int, seed: int = 0, noise: float = 0.03) -> tuple[np.ndarray, np.ndarray]:
-    """Of two versions that mostly agree, between 0 and 1."""
-    rng = np.random.default_rng(seed)
-    stable = rng.beta(2, 5, count)
-    return stable, np.clip(stable + rng.normal(0, noise, count), 0, 1)
+def answered(values, wanted: Shadow, versions=None, partitions=None, **more) -> Shadowed | None:
+    """What stable's pipeline leaves of a batch for the candidate."""
+    made = pipeline(versions or {"v1": ONE})
+    return made.process(raw(values, partitions, **more), under(wanted), NOW).shadowed
 
 
-def gather(values: Iterable[bytes | None], cut: int = 1000) -> Gathered:
-    """The pairs of the latest rollout, read in batches of so many."""
-    reader, pairs, values = ShadowReader(PinnedIndex(ROOT / "schemas")), ShadowPairs(), list(values)
-    for start in range(0, len(values), cut):
-        for batch in reader.read(values[start : start + cut]):
-            pairs.add(batch)
-    return pairs.pairs(pairs.compared()[-1])
+def beside(shadowed: Shadowed, plan: FeaturePlan, store: FeatureStore) -> BatchColumns:
+    """The columns that a candidate is fed from."""
+    columns = shadowed.columns
+    more = [view for view in plan.views if not columns.stored.knows(view)]
+    return columns.with_more(more, store) if more else columns
+
+
+def compared(
+    shadowed: Shadowed, candidate: LoadedVersion, store: FeatureStore | None = None
+) -> list[dict[str, object]]:
+    """The shadow decisions of a batch, as any Avro reader has them."""
+    columns = shadowed.columns if store is None else beside(shadowed, candidate.plan, store)
+    found = []
+    for sheet in sheets(shadowed, candidate.plan, columns):
+        found += decisions(compare(sheet.table, candidate.scorer, PINNED_ID, LATER), sheet)
+    return found
+
+
+def decisions(told: Compared, sheet: Sheet) -> list[dict[str, object]]:
+    assert len(told.values) == len(sheet.rows) == len(sheet.table)
+    return [decision(value) for value in told.values.to_pylist()]
+
+
+def decision(value: bytes) -> dict[str, object]:
+    assert value[:5] == b"\x00" + PINNED_ID.to_bytes(4)
+    body = io.BytesIO(value[5:])
+    found = fastavro.schemaless_reader(body, PARSED)
+    assert not body.read(), "bytes are left over"
+    return found
+
+
+# ---- candidates that run in a process of their own
+
+
+def add(root: Path, file: Path, name: str = "v9", features=THREE_FEATURES, **more) -> Registry:
+    """A model file as a version of model m, its manifest written by hand."""
+    registry, session = Registry(root / "registry"), OnnxSession(file)
+    inputs = tuple(Input(**tensor.model_dump(), features=features) for tensor in session.inputs)
+    words = {"scores": {"y": output("probabilities", column=1)}, "decision": TOPOLOGY.decision, **more}
+    manifest = Manifest(
+        model="m", version=name, created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), release="test",
+        file=file_ref("model.onnx", file), inputs=inputs, outputs=session.outputs, features={}, **words,
+    )  # fmt: skip
+    registry.add(manifest, {"model.onnx": file})
+    return registry
+
+
+def order(registry: Registry, name: str = "v9", manifest: str = "") -> Order:
+    return Order(str(registry.root), "m", name, manifest, PINNED_ID, ON_CPU)
+
+
+def begun(registry: Registry, name: str = "v9", most: int = 2 << 30, **more) -> Isolated:
+    made = Isolated(order(registry, name), most, **more)
+    made.start()
+    return made
+
+
+def stub(session, features=THREE_FEATURES, name="v9", **more) -> LoadedVersion:
+    return version(name, features, session, **more)
+
+
+def told_to(registry: Registry, values, name: str = "v9") -> tuple[list[pa.RecordBatch], Scorer]:
+    """What a version of the registry is told of these events, and its scorer in this process."""
+    manifest, session = open_version(registry, "m", name, OnnxSession)
+    batch = answered(values, shadow(candidate=name))
+    made = sheets(batch, FeaturePlan.of(manifest, CATALOGUE), batch.columns)
+    return [sheet.table for sheet in made], Scorer(manifest, session)
+
+
+def gone(pid: int) -> bool:
+    """Not there any more, nor a zombie."""
+    return not Path(f"/proc/{pid}").exists()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from shadow_support import AT, decision, failed, framed, gather, scores
+from shadow_records import AT, decision, failed, framed, gather, scores
 
 from streamserve.rollouts.divergence import Divergence, diverge
 from streamserve.rollouts.pairs import Pairs, Score, Words

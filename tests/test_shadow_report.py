@@ -16,7 +16,7 @@ import fastavro
 import numpy as np
 import pytest
 from conftest import ROOT
-from shadow_support import AT, SCHEMA_ID, decision, failed, framed, gather, scores
+from shadow_records import AT, SCHEMA_ID, decision, failed, framed, gather, scores
 from support import Broker, Record, renamed
 
 from streamserve.adapters.schema_ids import PinnedIndex

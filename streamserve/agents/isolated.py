@@ -111,11 +111,17 @@ class Isolated:
         Raises:
             IsolatedError: it can't be, with the reason.
         """
-        answer = json.loads(self._exchange(self._order.encode(), START_S))
-        if answer["error"]:
+        try:
+            answer = json.loads(self._exchange(self._order.encode(), START_S))
+            if not (why := answer["error"]):
+                told = (map(Tensor.model_validate, answer[of]) for of in ("inputs", "outputs"))
+                self.inputs, self.outputs = map(tuple, told)
+        except BaseException:  # whatever it said, nobody will ask it again
             self.close()
-            raise DiedError(answer["error"])
-        self.inputs, self.outputs = (tuple(map(Tensor.model_validate, answer[of])) for of in ("inputs", "outputs"))
+            raise
+        if why:
+            self.close()
+            raise DiedError(why)
 
     def ask(self, sheets: Sequence[pa.RecordBatch], seconds: float) -> pa.Table:
         """Its answer to sheets of one schema: see `isolated_child`.
@@ -147,9 +153,12 @@ class Isolated:
     def _exchange(self, message: bytes | pa.Buffer, seconds: float) -> bytes:
         limit = time.monotonic() + seconds
         try:
+            self._check_memory()  # of one that answers at once it would not be looked at below
             for part in (memoryview(LENGTH.pack(len(message))), memoryview(message)):
                 self._send(part, limit)
             (length,) = LENGTH.unpack(self._receive(LENGTH.size, limit))
+            if length > self._most:
+                raise GreedyError(f"its answer is of {length >> 20} MiB, and it may have {self._most >> 20} of memory")
             return self._receive(length, limit)
         except OSError as error:
             raise self._died() from error
@@ -181,10 +190,13 @@ class Isolated:
     def _look(self, limit: float) -> None:
         if self._closing():
             raise IsolatedError("the worker stops")
-        if (used := _resident(self.pid)) > self._most:
-            raise GreedyError(f"it took {used >> 20} MiB of memory, and may have {self._most >> 20}")
+        self._check_memory()
         if time.monotonic() > limit:
             raise HungError("it did not answer in time")
+
+    def _check_memory(self) -> None:
+        if (used := _resident(self.pid)) > self._most:
+            raise GreedyError(f"it took {used >> 20} MiB of memory, and may have {self._most >> 20}")
 
     def _died(self) -> DiedError:
         self._socket.close()
@@ -204,8 +216,12 @@ class Isolated:
         self._process.wait()
 
 
-def isolation(settings: Settings, topology: Topology, state: Callable[[], State]) -> Callable[[str], Isolated]:
+def isolation(
+    settings: Settings, topology: Topology, state: Callable[[], State], closing: Callable[[], bool]
+) -> Callable[[str], Isolated]:
     """What begins a version of a topology's model in a process of its own, and waits until it is loaded.
+
+    closing: as of `Isolated`.
 
     Raises:
         StreamserveError: the schema of shadow decisions has no id.
@@ -215,7 +231,7 @@ def isolation(settings: Settings, topology: Topology, state: Callable[[], State]
     def begin(version: str) -> Isolated:
         manifest, session = state().manifest(version) or "", SessionSettings.of(settings)
         order = Order(str(settings.registry), topology.model, version, manifest, schema_id, session)
-        made = Isolated(order, settings.shadow_memory)
+        made = Isolated(order, settings.shadow_memory, closing)
         made.start()
         return made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -95,9 +96,10 @@ class Shadowing:
         self._changed = threading.Condition()
         self._waiting: deque[Shadowed] = deque()
         self._waiting_rows = self._waiting_bytes = 0
-        self._tally: ShadowTally | None = None
+        self._tallies: dict[str, ShadowTally] = {}  # by rollout, in the order of their beginning
         self._runs: tuple[str, Candidate, FeaturePlan] | None = None
-        self._pause, self._not_before, self._troubled = AGAIN_S[0], 0.0, 0.0
+        self._tried = ""  # the rollout whose trouble the following is about
+        self._pause, self._not_before, self._troubled = AGAIN_S[0], -math.inf, -math.inf
 
     # ---- from any thread
 
@@ -105,6 +107,7 @@ class Shadowing:
         """A batch that was answered for; if there is no room for it, it is shed. Waits for nothing."""
         size = batch.nbytes
         with self._changed:
+            self._tallies.setdefault(batch.shadow.rollout_id, ShadowTally(batch.shadow))
             full = self._waiting_rows + len(batch) > self._rows or self._waiting_bytes + size > self._size
             if full and self._waiting:
                 self._count(batch.shadow, shed=len(batch))
@@ -115,8 +118,18 @@ class Shadowing:
 
     def tally(self) -> ShadowTally | None:
         """Of the shadow of now, or of the last one; None: there was none."""
+        wanted = self._wanted()
         with self._changed:
+<<<<<<< HEAD
             return None if self._tally is None else replace(self._tally, running=self._runs is not None)
+=======
+            runs, found = self._runs, next(reversed(self._tallies.values()), None)
+            if wanted is not None and wanted.rollout_id in self._tallies:
+                found = replace(self._tallies[wanted.rollout_id], shadow=wanted)
+        if found is None:
+            return None
+        return replace(found, running=runs is not None and runs[0] == found.shadow.candidate)
+>>>>>>> shadowtests
 
     @property
     def lost(self) -> int:
@@ -130,11 +143,14 @@ class Shadowing:
 
     def _count(self, shadow: Shadow, why: str | None = None, **more: int) -> None:
         with self._changed:
-            found = self._tally
-            if found is None or found.shadow.rollout_id != shadow.rollout_id:
-                found = ShadowTally(shadow)
+            found = self._tallies.get(shadow.rollout_id) or ShadowTally(shadow)
             counts = {name: getattr(found, name) + count for name, count in more.items()}
+<<<<<<< HEAD
             self._tally = replace(found, shadow=shadow, **counts, why=found.why if why is None else why)
+=======
+            why = found.why if why is None else why
+            self._tallies[shadow.rollout_id] = replace(found, shadow=shadow, **counts, why=why)
+>>>>>>> shadowtests
 
     # ---- the thread
 
@@ -147,8 +163,7 @@ class Shadowing:
             while self._waiting and self._clock() < limit:
                 self.turn(closing)
         finally:
-            if self._waiting_rows:
-                LOG.warning("%d events were not shadowed any more: the worker stops", self._waiting_rows)
+            self._give_up()
             self._end()
             self._output.close(DRAIN_S)
 
@@ -157,11 +172,10 @@ class Shadowing:
         shadow = self._wanted()
         if self._runs is not None and (shadow is None or shadow.candidate != self._runs[0]) and not self._waiting:
             self._end()
-        if shadow is not None:
+        if shadow is not None and not closing.is_set():
             self._ready(shadow)
-        batches = self._gather(closing)
-        for candidate, group in groupby(batches, key=lambda batch: batch.shadow.candidate):
-            self._compare(candidate, list(group))
+        for _, group in groupby(self._gather(closing), key=lambda batch: batch.shadow.rollout_id):
+            self._compare(list(group))
 
     def _gather(self, closing: threading.Event) -> list[Shadowed]:
         """What waits, up to so many events; nothing after a moment without any."""
@@ -180,22 +194,32 @@ class Shadowing:
             return found
 
     def _ready(self, shadow: Shadow) -> None:
+<<<<<<< HEAD
         if self._tally is None or self._tally.shadow != shadow:
             self._count(shadow)
         if self._runs is not None or self._clock() < self._not_before:
+=======
+        if self._runs is not None:
+            return
+        if shadow.rollout_id != self._tried:  # the trouble of the one before is not its own
+            self._tried, self._not_before, self._troubled = shadow.rollout_id, -math.inf, -math.inf
+        if self._clock() < self._not_before:
+>>>>>>> shadowtests
             return
         try:
             plan = self._plan(shadow.candidate)
             self._runs = shadow.candidate, self._begin(shadow.candidate), plan
-        except StreamserveError as error:
-            self._trouble(shadow, error.what)
+        except Exception as error:
+            LOG.debug("a candidate could not be begun", exc_info=True)
+            self._trouble(shadow, error.what if isinstance(error, StreamserveError) else repr(error))
         else:
             LOG.info("%s shadows %g%% of %s", shadow.candidate, shadow.share_bp / 100, shadow.where or "the stream")
             self._count(shadow, why="")
 
-    def _compare(self, candidate: str, batches: Sequence[Shadowed]) -> None:
+    def _compare(self, batches: Sequence[Shadowed]) -> None:
+        """Batches of one rollout."""
         runs, shadow = self._runs, batches[-1].shadow
-        if runs is None or runs[0] != candidate:
+        if runs is None or runs[0] != shadow.candidate:
             self._count(shadow, unanswered=sum(map(len, batches)))
             return
         left = sum(map(len, batches))
@@ -240,6 +264,17 @@ class Shadowing:
         LOG.warning("%s can't shadow: %s; it is begun again in %.0f s", shadow.candidate, why, self._pause)
         self._end()
         self._count(shadow, why=why)
+
+    def _give_up(self) -> None:
+        """Nothing that waits is shadowed any more."""
+        with self._changed:
+            left, rows = list(self._waiting), self._waiting_rows
+            self._waiting.clear()
+            self._waiting_rows = self._waiting_bytes = 0
+        for batch in left:
+            self._count(batch.shadow, unanswered=len(batch))
+        if rows:
+            LOG.warning("%d events were not shadowed any more: the worker stops", rows)
 
     def _end(self) -> None:
         if self._runs is not None:

@@ -95,7 +95,7 @@ class Worker:
         self._progress = ProgressLog(self._clients, topology.name)
         self._control = Control(self._clients, topology.name, self._progress)
         self._check_control(catalogue)
-        isolate = isolation(settings, topology, lambda: self._control.state)
+        isolate = isolation(settings, topology, lambda: self._control.state, self._closing.is_set)
         versions = LoadedVersions(
             Registry(settings.registry),
             catalogue,

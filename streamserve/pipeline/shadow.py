@@ -166,10 +166,10 @@ def _filled(plan: FeaturePlan, columns: BatchColumns, rows: Indices) -> tuple[Ma
 def _texts(columns: BatchColumns, path: str, rows: Indices) -> pa.StringArray:
     """A field as text, null where it has none."""
     place = columns.events.columns.schema.get_field_index(path)
-    if place < 0:
+    if place < 0 or pa.types.is_binary(columns.events.columns.schema.types[place]):  # some would be text, some not
         return pa.nulls(len(rows), pa.string())
     column = columns.events.columns.column(place).take(pa.array(rows))
     try:
         return pc.utf8_slice_codeunits(as_text(column), 0, LONGEST)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # lists, bytes
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # lists
         return pa.nulls(len(rows), pa.string())
