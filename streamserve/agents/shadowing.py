@@ -120,16 +120,12 @@ class Shadowing:
         """Of the shadow of now, or of the last one; None: there was none."""
         wanted = self._wanted()
         with self._changed:
-<<<<<<< HEAD
-            return None if self._tally is None else replace(self._tally, running=self._runs is not None)
-=======
             runs, found = self._runs, next(reversed(self._tallies.values()), None)
             if wanted is not None and wanted.rollout_id in self._tallies:
                 found = replace(self._tallies[wanted.rollout_id], shadow=wanted)
         if found is None:
             return None
         return replace(found, running=runs is not None and runs[0] == found.shadow.candidate)
->>>>>>> shadowtests
 
     @property
     def lost(self) -> int:
@@ -145,12 +141,8 @@ class Shadowing:
         with self._changed:
             found = self._tallies.get(shadow.rollout_id) or ShadowTally(shadow)
             counts = {name: getattr(found, name) + count for name, count in more.items()}
-<<<<<<< HEAD
-            self._tally = replace(found, shadow=shadow, **counts, why=found.why if why is None else why)
-=======
             why = found.why if why is None else why
             self._tallies[shadow.rollout_id] = replace(found, shadow=shadow, **counts, why=why)
->>>>>>> shadowtests
 
     # ---- the thread
 
@@ -194,17 +186,11 @@ class Shadowing:
             return found
 
     def _ready(self, shadow: Shadow) -> None:
-<<<<<<< HEAD
-        if self._tally is None or self._tally.shadow != shadow:
-            self._count(shadow)
-        if self._runs is not None or self._clock() < self._not_before:
-=======
         if self._runs is not None:
             return
         if shadow.rollout_id != self._tried:  # the trouble of the one before is not its own
             self._tried, self._not_before, self._troubled = shadow.rollout_id, -math.inf, -math.inf
         if self._clock() < self._not_before:
->>>>>>> shadowtests
             return
         try:
             plan = self._plan(shadow.candidate)
