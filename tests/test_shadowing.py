@@ -224,15 +224,17 @@ def test_what_is_left_of_a_rollout_is_not_counted_with_the_next():
     assert bench.counts == DONE + Counter(shed=BATCH)
 
 
-def test_none_that_is_wanted_ends_it():
+def test_none_that_is_wanted_ends_it_once_what_waited_was_compared():
     bench = Bench()
     bench.turn(batch())
     assert bench.shadowing.tally().running
     bench.wanted = None
     bench.turn(batch())
+    assert not bench.begun[0].closed
+    bench.turn()
     assert bench.begun[0].closed
     assert not bench.shadowing.tally().running
-    assert bench.counts == DONE + Counter(unanswered=BATCH)
+    assert bench.counts == DONE + DONE
 
 
 def test_another_share_is_told_of_at_once_be_there_events_or_not():

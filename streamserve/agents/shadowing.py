@@ -162,12 +162,18 @@ class Shadowing:
     def turn(self, closing: threading.Event) -> None:
         """Keep the candidate that is wanted ready, and compare what has gathered."""
         shadow = self._wanted()
-        if self._runs is not None and (shadow is None or shadow.candidate != self._runs[0]) and not self._waiting:
+        if self._runs is not None and (shadow is None or shadow.candidate != self._runs[0]) and not self._is_owed():
             self._end()
         if shadow is not None and not closing.is_set():
             self._ready(shadow)
         for _, group in groupby(self._gather(closing), key=lambda batch: batch.shadow.rollout_id):
             self._compare(list(group))
+
+    def _is_owed(self) -> bool:
+        """The candidate that runs has events waiting for it, before all others."""
+        with self._changed:
+            runs = self._runs
+            return bool(self._waiting) and runs is not None and self._waiting[0].shadow.candidate == runs[0]
 
     def _gather(self, closing: threading.Event) -> list[Shadowed]:
         """What waits, up to so many events; nothing after a moment without any."""
