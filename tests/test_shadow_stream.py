@@ -116,7 +116,7 @@ ILL = {
     "exactly_once": {"hangs": ("unanswered",), "crashes": ("unanswered",), "leaks": ("unanswered",),
                      "nan": ("compared",)},
 }  # fmt: skip
-WHY = {"hangs": "did not answer in time", "crashes": "SIGFPE", "leaks": "MiB of memory"}
+WHY = {"hangs": "hangs can't shadow: it did not answer in time", "crashes": "ended by SIGFPE", "leaks": "MiB of memory"}
 ROOM = {
     "at_least_once": {"STREAMSERVE_SHADOW_ROWS": "1000"},
     "exactly_once": {"STREAMSERVE_SHADOW_DEADLINE": "3", "STREAMSERVE_SHADOW_MEMORY": str(450 << 20)},
@@ -138,10 +138,10 @@ def test_whatever_a_candidate_does_stable_answers_as_if_it_were_not(topology, re
         wait_until(lambda: children(worker), 30, "the candidate's process")
         places = feed(broker, name, 2500)
         wait_until(lambda places=places: sum(counts(worker).values()) == len(places), 60, f"counts of {version}")
-        assert tuple(counts(worker)) == outcomes, version
+        found = {name for name, count in counts(worker).items() if count}
+        assert set(outcomes) <= found <= {*outcomes, "shed"}, version
         assert well(worker)
-        if version in WHY:
-            wait_until(lambda v=version: WHY[v] in project.ok("rollout", "status", file), 20, WHY[version])
+        assert WHY.get(version, "") in worker.log.read_text()
         project.ok("rollout", "rollback", file)
         wait_until(lambda: not children(worker), 30, "the end of the candidate's process")
     caught_up(broker, name)
