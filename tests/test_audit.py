@@ -14,8 +14,11 @@ LOOK_S = 0.5
 
 
 def audited(broker: Broker, name: str) -> list[dict[str, object]]:
+    """Of this topology, from its init on: a malformed command that names none is everybody's."""
     found = [json.loads(record.value) for record in broker.read("streamserve.rollouts")]
-    return [one for one in found if one["topology"] == name or (one["event"] == "command" and name in str(one))]
+    mine = [one for one in found if one["topology"] == name]
+    begun = next((at for at, one in enumerate(mine) if one["event"] == "command" and one["accepted"]), len(mine))
+    return mine[begun:]
 
 
 def of(found: list[dict[str, object]], event: str) -> dict[int, dict[str, object]]:
