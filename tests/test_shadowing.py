@@ -12,14 +12,15 @@ from conftest import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shadow_bench import BATCH, DONE, STUB, Bench, batch
-from shadow_support import answered, decision, shadow
-from test_pipeline import NOW, OTHER, ROWS, THREE, event
+from shadow_support import answered, decision, shadow, under
+from test_pipeline import NOW, OTHER, ROWS, THREE, event, pipeline, raw
 
 from streamserve.agents import shadowing
 from streamserve.agents.isolated import DiedError, HungError
 from streamserve.agents.shadowing import AGAIN_S, GATHER_ROWS, WELL_S
 from streamserve.errors import ModelMissingError
 from streamserve.pipeline.emit import HOUR_MS
+from streamserve.records import RoutingEpoch
 from streamserve.simulate.offline import MemoryStore
 
 
@@ -103,6 +104,32 @@ def test_what_is_written_bears_the_key_of_its_event_and_a_time_that_the_topic_ta
     assert [decision(value)["event_id"] for value in out.values.to_pylist()] == ["e0", "e1", "e2", "e3"]
     assert out.timestamps.tolist()[:3] == [NOW, NOW - 5, NOW]
     assert NOW < out.timestamps[3] < NOW + HOUR_MS
+
+
+def test_what_is_written_of_a_part_of_a_batch_bears_the_keys_of_that_part():
+    bench = Bench()
+    made = answered([event(i) for i in range(12)], shadow(5000))
+    assert 0 < len(made) < 12
+    bench.turn(made)
+    (out,) = bench.written
+    numbers = [int(decision(value)["event_id"][1:]) for value in out.values.to_pylist()]
+    assert numbers == out.rows.tolist() != list(range(len(made)))
+    assert out.keys.to_pylist() == [None if i % 3 == 2 else f"key{i}".encode() for i in numbers]
+
+
+def test_what_was_answered_before_it_died_is_compared_and_the_rest_is_not():
+    """What two stable versions said is asked about in two messages."""
+    bench = Bench()
+    other = pipeline().process(raw([event(i) for i in range(5)]), under(shadow(), RoutingEpoch(3, "v3")), NOW).shadowed
+
+    def die(fake):
+        if fake.asked > 1:
+            fake.closed = True
+            raise DiedError("gone")
+
+    bench.act = die
+    bench.turn(batch(), other)
+    assert bench.counts == DONE + Counter(unanswered=5)
 
 
 def test_only_what_stable_did_not_ask_for_is_asked_of_a_store_of_its_own():
