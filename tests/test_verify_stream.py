@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from test_verify import changed, flipped
 
 pytestmark = pytest.mark.services
 HERE = ROOT / "tests" / "topologies"
+NAME = f"verified-{uuid.uuid4().hex[:6]}"
+EVENTS = f"{NAME}.events"
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +26,14 @@ def run(tmp_path_factory, endpoints):
     project = Project(tmp_path_factory.mktemp("verify"), endpoints)
     (project.folder / "schemas").mkdir()
     shutil.copy(HERE / "reading.avsc", project.folder / "schemas")
-    file = renamed(project, HERE / "readings.py", "verified")
+    file = renamed(project, HERE / "readings.py", NAME)
     project.ok("topics", "apply", file)
     for version, weights in VERSIONS.items():
         project.ok("models", "add", file, version, linear_model(project.folder / f"{version}.onnx", weights))
     project.ok("topology", "init", file, "--version", "v1")
     broker, workers = Broker(endpoints.bootstrap), []
     try:
-        with Feed(broker, "verified.events"):
+        with Feed(broker, EVENTS):
             workers = [project.worker(file), project.worker(file)]
             project.ok("rollout", "start", file, "v2", "--id", "r1")
             project.ok("rollout", "shift", file, "20%")
@@ -40,9 +43,9 @@ def run(tmp_path_factory, endpoints):
             project.ok("rollout", "rollback", file)
             project.ok("rollout", "start", file, "v3", "--id", "r2")
             project.ok("rollout", "shift", file, "50%")
-            broker.produce("verified.events", [Record(b"bad", b"{") for _ in range(20)])
-            wait_until(lambda: len(broker.read("verified.predictions")) > 5000, 60, "predictions")
-        caught_up(broker, "verified")
+            broker.produce(EVENTS, [Record(b"bad", b"{") for _ in range(20)])
+            wait_until(lambda: len(broker.read(f"{NAME}.predictions")) > 5000, 60, "predictions")
+        caught_up(broker, NAME)
         stop(*workers[1:])
         yield project, file, broker
     finally:
@@ -62,7 +65,7 @@ def test_a_run_with_kills_and_commands_agrees_in_any_batches(run):
     found = verify(run, "--batch-rows", "37")
     assert (found["differs"], found["missing"], found["changed"], found["strays"]) == (0, 0, 0, 0)
     _, _, broker = run
-    assert found["events"] == len(broker.read("verified.events"))
+    assert found["events"] == len(broker.read(EVENTS))
     assert found["dead_letter"] == 20
     assert found["agrees"] + found["fell_back"] == found["events"] - 20 > 5000
     assert len(found["epochs"]) == 5
@@ -95,11 +98,11 @@ def test_people_read_what_was_found(run):
 
 
 @pytest.fixture
-def copied(run, request) -> tuple[Project, Path, Broker, str]:
+def copied(run) -> tuple[Project, Path, Broker, str]:
     """The topology under another name, with the same source and registry, and logs that a test may edit."""
     project, _, broker = run
-    name = f"tampered-{abs(hash(request.node.name)) % 10**6}"
-    file = renamed(project, HERE / "readings.py", name, topic="verified.events")
+    name = f"tampered-{uuid.uuid4().hex[:6]}"
+    file = renamed(project, HERE / "readings.py", name, topic=EVENTS)
     project.ok("topics", "apply", file)
     return project, file, broker, name
 
@@ -111,7 +114,7 @@ def copy(copied, *, control=lambda said: said, progress=lambda said: said, predi
     for topic, edit in (("control", control), ("progress", progress)):
         for record in broker.read(f"streamserve.{topic}"):
             said = json.loads(record.value)
-            if said.get("topology") != "verified":
+            if said.get("topology") != NAME:
                 continue
             said = edit({**said, "topology": name})
             if "owner_epochs" in said:
@@ -121,13 +124,13 @@ def copy(copied, *, control=lambda said: said, progress=lambda said: said, predi
             [(_, at)] = broker.produce(f"streamserve.{topic}", [Record(name.encode(), json.dumps(said).encode())])
             numbers[topic, record.offset] = at
     made = []
-    for record in broker.read("verified.predictions"):
+    for record in broker.read(f"{NAME}.predictions"):
         epoch = numbers["control", prediction(record)["control_epoch"]]
         made.append(replace(record, value=changed(record.value, topology=name, control_epoch=epoch), offset=-1))
     broker.produce(f"{name}.predictions", predictions(made))
-    letters = [replace(one, offset=-1, timestamp=0) for one in broker.read("verified.dead-letters")]
+    letters = [replace(one, offset=-1, timestamp=0) for one in broker.read(f"{NAME}.dead-letters")]
     broker.produce(f"{name}.dead-letters", letters)
-    broker.move(f"streamserve.{name}", "verified.events", broker.ends("verified.events"))
+    broker.move(f"streamserve.{name}", EVENTS, broker.ends(EVENTS))
 
 
 def tampered(copied, code=1, **edits):
@@ -175,7 +178,7 @@ def test_a_dropped_prediction_is_found_and_a_doubled_one_counted(copied):
 
 def verify_of_run(copied):
     """How many records stand twice."""
-    ids = [prediction(one)["prediction_id"] for one in copied[2].read("verified.predictions")]
+    ids = [prediction(one)["prediction_id"] for one in copied[2].read(f"{NAME}.predictions")]
     return len(ids) - len(set(ids))
 
 
