@@ -52,19 +52,22 @@ class Source:
 
 def read_source(broker: Broker, topic: str) -> Source:
     """Keys and timestamps (milliseconds since 1970) of all events."""
-    rows: dict[int, list[tuple[int, int, int]]] = {}
+    parts = [np.empty((0, 4), np.int64)]
     numbers: dict[bytes | None, int] = {}
     for messages in broker.read(topic):
-        for one in messages:
-            number = numbers.setdefault(one.key(), len(numbers))
-            rows.setdefault(one.partition(), []).append((one.offset(), number, one.timestamp()[1]))
-    keys, times = {}, {}
-    for partition, found in rows.items():
-        offsets, numbers_, stamps = np.array(found, np.int64).T
+        if messages:
+            rows = [
+                (one.partition(), one.offset(), numbers.setdefault(one.key(), len(numbers)), one.timestamp()[1])
+                for one in messages
+            ]
+            parts.append(np.array(rows, np.int64))
+    found = np.concatenate(parts)
+    keys, times = dict[int, Ints](), dict[int, Ints]()
+    for partition in np.unique(found[:, 0]).tolist():
+        _, offsets, named, stamps = found[found[:, 0] == partition].T
         keys[partition] = np.full(int(offsets.max()) + 1, -1, np.int64)
         times[partition] = np.zeros(len(keys[partition]), np.int64)
-        keys[partition][offsets], times[partition][offsets] = numbers_, stamps
-        found.clear()
+        keys[partition][offsets], times[partition][offsets] = named, stamps
     return Source(keys, times, list(numbers))
 
 
