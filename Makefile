@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.c | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench fuzz chaos clean
+.PHONY: help setup demo test check format bench fuzz chaos prove clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ fuzz: $(STAMP)  ## broken events through the whole pipeline: INPUTS=1000000, SEE
 
 chaos: $(STAMP)  ## faults against delivery, and a look for every event: FAULTS=100 SEED=1 DELIVERY=at_least_once|exactly_once|both
 	$(BIN)/python -m chaos --faults $(or $(FAULTS),100) --seed $(or $(SEED),1) --delivery $(or $(DELIVERY),both) $(ARGS)
+
+prove: $(STAMP)  ## a long stream, many commands, dying workers; then all scored again: EVENTS=1000000 SEED=1 DELIVERY=
+	$(BIN)/python -m chaos --prove $(or $(EVENTS),1000000) --seed $(or $(SEED),1) --delivery $(or $(DELIVERY),both) $(ARGS)
 
 format: $(STAMP)  ## mend what check finds, where a tool can
 	$(BIN)/ruff format .

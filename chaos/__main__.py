@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 
 from bench.run import alone
-from chaos import report
+from chaos import prove, report
 from chaos.points import AT_LEAST_ONCE, EXACTLY_ONCE, UnknownPlaceError, points_of
-from chaos.run import Options, run
+from chaos.run import Options, Result, run
 from streamserve.errors import StreamserveError
 from streamserve.settings import Settings
 
@@ -34,6 +34,7 @@ def tell(line: str) -> None:
 @click.option("--rate", default=400.0, show_default=True, help="Events a second, beside the bursts.")
 @click.option("--burst", default=4000, show_default=True, help="Events of the burst that each fault lands in.")
 @click.option("--commands/--no-commands", default=True, show_default=True, help="Versions are switched all the while.")
+@click.option("--prove", "events", type=click.IntRange(1000), help="The first law, over so many events, instead.")
 @click.option("--setting", "given", multiple=True, metavar="NAME=VALUE", help="An environment variable of the workers.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="Of logs and results.")
 @click.option(
@@ -47,15 +48,16 @@ def main(
     burst: int,
     *,
     commands: bool,
+    events: int | None,
     given: tuple[str, ...],
     folder: Path | None,
     file: Path | None,
 ) -> None:
-    """Hold delivery against faults, on a Kafka and a Redis of its own."""
+    """Hold delivery, or with --prove the first law, against faults, on a Kafka and a Redis of its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     above = (folder or Settings.load().home / "chaos").resolve()
     settings = dict(one.partition("=")[::2] for one in given)
-    results, wanted = [], (AT_LEAST_ONCE, EXACTLY_ONCE) if delivery == BOTH else (delivery,)
+    results, wanted = list[Result | prove.Proven](), (AT_LEAST_ONCE, EXACTLY_ONCE) if delivery == BOTH else (delivery,)
     for one in wanted:
         points_of(one)
     with alone(above):
@@ -63,9 +65,10 @@ def main(
             options = Options(
                 above / f"{one}-seed-{seed}", one, seed, faults, rate, burst, commands=commands, settings=settings
             )
-            results.append(run(options, tell))
+            results.append(run(options, tell) if events is None else prove.prove(options, events, tell))
     if file is not None:
-        file.write_text(json.dumps([report.as_dict(one) for one in results], indent=1) + "\n")
+        told = [report.as_dict(one) if isinstance(one, Result) else prove.as_dict(one) for one in results]
+        file.write_text(json.dumps(told, indent=1) + "\n")
     if not all(one.good for one in results):
         sys.exit(BROKEN)
 

@@ -21,17 +21,33 @@ WEIGHTS = (100, 500, 1000, 2000, 5000, 10_000, 0)
 
 
 class Commander:
-    """The only one who sends: it knows what the log holds. manifests: by version, the hash to pin."""
+    """The only one who sends: it knows what the log holds.
 
-    def __init__(self, bootstrap: str, topology: str, manifests: Mapping[str, str], dice: random.Random) -> None:
+    manifests: by version, the hash to pin. shadows: among the commands are those of a shadow.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topology: str,
+        manifests: Mapping[str, str],
+        dice: random.Random,
+        *,
+        shadows: bool = True,
+    ) -> None:
         self._producer = Producer(
             {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 0, "log_level": 2}
         )
         self._topology, self._manifests, self._dice = topology, dict(manifests), dice
         self._desk = Desk(topology)
-        self._rollouts = 0
+        self._rollouts, self._shadows = 0, shadows
         self._last = b""
         self.sent: Counter[str] = Counter()
+
+    @property
+    def desk(self) -> Desk:
+        """What the log holds."""
+        return self._desk
 
     def read(self, records: list[tuple[int, bytes | None]]) -> None:
         """What is in the log before the first command."""
@@ -111,7 +127,7 @@ class Commander:
         share = self._dice.choice([one for one in SHARES if one != rollout["shadow"]])
         shadow = ("shadow", {**mine, "percent_bp": share})
         if not rollout["shifted"]:
-            return self._dice.choice((shift, shadow))
+            return self._dice.choice((shift, shadow)) if self._shadows else shift
         return self._dice.choices(
             [
                 shift,
@@ -121,5 +137,5 @@ class Commander:
                 ("pause", mine),
                 shadow,
             ],
-            [50, 15, 10, 15, 10, 10],
+            [50, 15, 10, 15, 10, 10 * self._shadows],
         )[0]

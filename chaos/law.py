@@ -235,12 +235,13 @@ def expected(inputs: Inputs, epochs: list[Epoch], cuts: dict[int, list[tuple[int
         for epoch, start in cuts.get(partition, []):
             if start <= offset:
                 number = epoch
-        rows.append((number, *_answer(by_number[number], key)))
+        rows.append((number, *answer(by_number[number], key)))
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     return Expected(columns[0].astype(np.int64), *columns[1:])
 
 
-def _answer(epoch: Epoch, key: bytes | None) -> tuple[str, str, str, str]:
+def answer(epoch: Epoch, key: bytes | None) -> tuple[str, str, str, str]:
+    """The version, the variant and the reason; and stable's version."""
     plain = "KILLED" if epoch.instead_of else "SPLIT" if epoch.candidate else "STATIC"
     if epoch.candidate and key is not None:
         bucket = xxhash.xxh64_intdigest(epoch.salt.encode() + key) % 10_000

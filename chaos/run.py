@@ -22,7 +22,7 @@ from chaos.law import Desk
 from chaos.observer import Observer
 from chaos.points import EXACTLY_ONCE, points_of
 from chaos.reading import read_dead_letters, read_inputs, read_law, read_log, read_predictions
-from chaos.schedule import FEWEST, Fault, schedule
+from chaos.schedule import Fault, schedule
 from chaos.world import NAME, PREDICTION_ID, TOPIC, Options, World, world
 
 Tell = Callable[[str], None]
@@ -107,9 +107,8 @@ class Run:
 
     def _commanding(self) -> Commander:
         options = self._world.options
-        made = Commander(
-            self._world.project.endpoints.bootstrap, NAME, self._world.manifests, random.Random(options.seed + 1)
-        )
+        dice, bootstrap = random.Random(options.seed + 1), self._world.project.endpoints.bootstrap
+        made = Commander(bootstrap, NAME, self._world.manifests, dice, shadows=options.shadows)
         made.read(read_log(self._broker, "streamserve.control"))
         return made
 
@@ -117,13 +116,14 @@ class Run:
         """From the first worker to the verdict."""
         try:
             self._observer.start()
-            for _ in range(FEWEST):
+            for _ in range(self._world.options.workers):
                 self._fleet.start()
             try:
                 self._settle()
                 for number, fault in enumerate(plan, 1):
                     self._now = number
                     self._live_through(number, fault, len(plan))
+                self._before_the_end()
                 sent = self._world.finish()
                 self._settle()
             except UnwellError as error:
@@ -136,15 +136,18 @@ class Run:
             self._observer.stop()
             self._result.ended = self._fleet.ended
 
+    def _before_the_end(self) -> None:
+        """When all faults were lived through, and events may still come."""
+
     # ---- faults
 
     def _live_through(self, number: int, fault: Fault, count: int) -> None:
         start, in_flight = self._burst()
-        self._command()
+        self._commands()
         before = len(self._fleet.ended)
         at = time.monotonic()
         struck = self._injector.strike(fault)
-        self._command()
+        self._commands()
         if struck.replace:
             self._await_answers(struck)
             self._fleet.start()
@@ -155,6 +158,10 @@ class Run:
         lived = Lived(number, fault, at - self._started, in_flight, struck, recovery, settled, window)
         self._result.lived.append(lived)
         self._tell(report.line(lived, count))
+
+    def _commands(self) -> None:
+        """While events wait."""
+        self._command()
 
     def _command(self) -> None:
         if self._commander is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -69,14 +69,21 @@ DEAL = {
 POINTED = {Kind.KILL: 5, Kind.STOP: 2}
 
 
-def schedule(dice: random.Random, count: int, points: Sequence[str]) -> list[Fault]:
+def schedule(
+    dice: random.Random,
+    count: int,
+    points: Sequence[str],
+    deal: Mapping[Kind, int] = DEAL,
+    workers: int = FEWEST,
+) -> list[Fault]:
     """So many faults. Kinds are dealt like cards, so that a run of twenty has every one of them.
 
     Args:
         points: the places that a kill or a stop can land at, taken in turn by either.
+        workers: that there are to begin with.
     """
-    cards, places = _cards(dice), {kind: _in_turn(dice, points) for kind in POINTED}
-    found, workers = list[Fault](), FEWEST
+    cards, places = _cards(dice, deal), {kind: _in_turn(dice, points) for kind in POINTED}
+    found = list[Fault]()
     while len(found) < count:
         kind, pointed = next(cards)
         if kind in (Kind.JOIN, Kind.LEAVE):  # whichever of the two there is room for
@@ -107,8 +114,8 @@ def _fault(dice: random.Random, kind: Kind, point: str | None, workers: int) -> 
     return Fault(kind, pick, round(seconds, 1), point, nth if point else 1, at_once, after)
 
 
-def _cards(dice: random.Random) -> Iterator[tuple[Kind, bool]]:
-    deck = [(kind, number < POINTED.get(kind, 0)) for kind, times in DEAL.items() for number in range(times)]
+def _cards(dice: random.Random, deal: Mapping[Kind, int]) -> Iterator[tuple[Kind, bool]]:
+    deck = [(kind, number < POINTED.get(kind, 0)) for kind, times in deal.items() for number in range(times)]
     while True:
         dice.shuffle(deck)
         yield from deck

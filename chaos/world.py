@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pyarrow.parquet as pq
-from onnx import TensorProto, helper, numpy_helper
 
 from bench.project import Project
 from chaos.broker import Broker
 from chaos.events import SCHEMA, SCHEMA_FILE, customers
+from chaos.models import LINEAR, VERSIONS, Kind, topology_text, write_model
 from chaos.points import AT_LEAST_ONCE
+from chaos.schedule import FEWEST
 from streamserve.dev import Endpoints, reset, services, up
 from streamserve.dev.place import Place
 from streamserve.dev.probe import HOST
@@ -30,7 +29,6 @@ from streamserve.dev.servers import KAFKA, REDIS
 from streamserve.errors import BrokerError, DevError
 from streamserve.models.registry import Registry
 
-WEIGHTS = {"v1": (0.01, -0.7), "v2": (0.02, -0.3), "v3": (-0.01, 0.9)}  # of each version's two features
 NAME, TOPIC, GROUP = "chaos", "chaos.events", "streamserve.chaos"
 PREDICTION_ID = 900_001
 # Above these, ports are lent to clients: one that looks for a dead broker can connect to itself, and hold the port
@@ -45,7 +43,7 @@ UP_S = 200.0  # on a machine that does a lot else, a broker's start and its logs
 @dataclass(frozen=True)
 class Options:
     """One run. folder: of everything that it leaves. commands: versions are switched all the while. settings: of the
-    workers' environment.
+    workers' environment. kind: of the versions. shadows: among the commands. workers: to begin with.
     """
 
     folder: Path
@@ -57,6 +55,9 @@ class Options:
     partitions: int = 6
     commands: bool = True
     settings: Mapping[str, str] | None = None
+    kind: Kind = LINEAR
+    shadows: bool = True
+    workers: int = FEWEST
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class World:
     def manifests(self) -> dict[str, str]:
         """By version, the hash that a command pins."""
         registry = Registry(self.project.settings.registry)
-        return {version: registry.manifest_sha256(NAME, version) for version in WEIGHTS}
+        return {version: registry.manifest_sha256(NAME, version) for version in VERSIONS}
 
     # ---- the generator
 
@@ -157,8 +158,10 @@ def _furnished(options: Options, endpoints: Endpoints, folder: Path) -> Iterator
     pq.write_table(customers(options.seed), options.folder / "customer.parquet")
     _patiently(lambda: project.run("topics", "apply", topology))
     project.run("features", "load", topology, f"customer={options.folder / 'customer.parquet'}")
-    for version, weights in WEIGHTS.items():
-        project.run("models", "add", topology, version, _write_model(options.folder / f"{version}.onnx", weights))
+    for version in VERSIONS:
+        model = write_model(options.kind, version, options.folder / f"{version}.onnx")
+        features = f"features={','.join(options.kind.features[version])}"
+        project.run("models", "add", topology, version, model, "--input", features)
     _patiently(lambda: project.run("topology", "init", topology, "--version", "v1", "--if-new"))
     broker = Broker(endpoints.bootstrap, TOPIC, GROUP, options.partitions)
     generator = _start_generator(project, options, schema_id)
@@ -219,33 +222,6 @@ def _keep_logs(services: Path, folder: Path) -> None:
 
 def _write_topology(options: Options) -> Path:
     path = options.folder / "topology.py"
-    delivery = "" if options.delivery == AT_LEAST_ONCE else f"    delivery={options.delivery!r},\n"
-    path.write_text(
-        "from streamserve.topology import Source, Topology, View, field, output, stored, threshold\n"
-        "customer = View('customer', key='customer', fields=('spent',), default=0.0)\n"
-        "topology = Topology(\n"
-        f"    name={NAME!r},\n"
-        f"    source=Source({TOPIC!r}, schema={SCHEMA_FILE!r}, key='customer', event_time='made', id='payment',\n"
-        f"                  partitions={options.partitions}),\n"
-        "    features=(field('amount'), stored(customer)),\n"
-        f"    model={NAME!r},\n"
-        "    outputs={'risk': output('risk', column=0)},\n"
-        "    decision=threshold('risk', 0.6),\n"
-        f"{delivery}"
-        ")\n"
-    )
-    return path
-
-
-def _write_model(path: Path, weighing: tuple[float, float]) -> Path:
-    """`features` [N, 2] in, `risk` [N, 1] out: the sigmoid of a weighted sum."""
-    weights = numpy_helper.from_array(np.array(weighing, np.float32).reshape(2, 1), "weights")
-    nodes = [
-        helper.make_node("MatMul", ["features", "weights"], ["sum"]),
-        helper.make_node("Sigmoid", ["sum"], ["risk"]),
-    ]
-    given = helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, 2])
-    said = helper.make_tensor_value_info("risk", TensorProto.FLOAT, [None, 1])
-    graph = helper.make_graph(nodes, "risk", [given], [said], [weights])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    delivery = "" if options.delivery == AT_LEAST_ONCE else options.delivery
+    path.write_text(topology_text(options.kind, NAME, TOPIC, options.partitions, delivery))
     return path

@@ -41,10 +41,10 @@ def topology(project: Project, request) -> tuple[Project, Path, str]:
 
 
 class Feed:
-    """Events that come all the while, each key over and over."""
+    """Events that come all the while, each key over and over. rows: so many, fifty times a second."""
 
-    def __init__(self, broker: Broker, topic: str) -> None:
-        self._broker, self._topic = broker, topic
+    def __init__(self, broker: Broker, topic: str, rows: int = ROWS) -> None:
+        self._broker, self._topic, self._rows = broker, topic, rows
         self.places: list[tuple[int, int]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -59,7 +59,8 @@ class Feed:
 
     def _run(self) -> None:
         while not self._stop.wait(0.02):
-            self.places += self._broker.produce(self._topic, _events(range(len(self.places), len(self.places) + ROWS)))
+            there = len(self.places)
+            self.places += self._broker.produce(self._topic, _events(range(there, there + self._rows)))
 
 
 def _events(numbers: Iterable[int]) -> Iterator[Record]:

@@ -29,7 +29,7 @@ COMMANDS = {
     "explain": ("explain:explain", "Show where a prediction came from."),
     "features": ("features:features", "Load precomputed features into Redis."),
     "models": ("models:models", "Add model versions to the registry, and look at them."),
-    "predictions": ("predictions:predictions", "Follow a topology's predictions."),
+    "predictions": ("predictions:predictions", "Follow a topology's predictions, and verify them."),
     "rollout": ("rollout:rollout", "Try, promote and take back a model version."),
     "shadow": ("shadow:shadow", "Look at what a candidate says of events that stable answers for."),
     "topics": ("topics:topics", "Create and check the topics of a topology."),

@@ -6,6 +6,7 @@ import click
 
 from streamserve.cli.common import topology_argument
 from streamserve.cli.tailing import Row, Tail, conditions, tail_options, text_of, value_of
+from streamserve.cli.verify import verify
 from streamserve.simulate.explain import iso
 from streamserve.topology import Topology
 
@@ -16,7 +17,10 @@ MAPS = {"status": "feature_status"}  # --where status.<view>=MISSING
 
 @click.group()
 def predictions() -> None:
-    """Look at predictions."""
+    """Look at predictions, and verify them."""
+
+
+predictions.add_command(verify)
 
 
 @predictions.command()

@@ -196,7 +196,7 @@ def decode(values: pa.BinaryArray, schema_id: int) -> pa.RecordBatch:
         ValueError: one of them is not.
     """
     framed = pc.equal(pc.binary_slice(values, 0, framing.HEADER), framing.header(schema_id))
-    if not pc.all(framed.fill_null(False)).as_py():
+    if framed.fill_null(False).true_count < len(values):
         raise ValueError(f"a record is not framed with schema id {schema_id}")
     found = pyruhvro.deserialize_array(values.to_pylist(), FRAMED)
     return found.select(FRAMED_NAMES[len(framing.HEADER_FIELDS) :])
