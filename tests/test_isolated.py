@@ -164,7 +164,7 @@ def test_one_that_hangs_is_left_when_the_worker_stops(models):
 def test_one_that_eats_memory_is_ended_before_it_has_much(models):
     made = begun(models, "leaks", 600 * MIB)
     with pytest.raises(GreedyError, match="may have 600") as told:
-        made.ask(told_to(models, HARMFUL, "leaks")[0], 60)
+        made.ask(told_to(models, HARMFUL, "leaks")[0], 10)
     assert int(str(told.value).partition("it took ")[2].split()[0]) < 1500
     assert gone(made.pid)
 

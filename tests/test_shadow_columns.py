@@ -225,6 +225,19 @@ def test_each_record_says_what_both_versions_said_of_its_event(case, plan, raise
     assert told.agreed == sum(one["agreement"] is True for one in wanted)
 
 
+def test_an_error_is_told_of_its_own_event_where_another_can_not_be_fed():
+    values = [
+        {"id": str(n), "a": "k", "x": 1.0, "n": n, "flag": None, "at": 0, "list": None}
+        for n in (None, 1, 2, 3, None, 5)
+    ]
+    well = Said(("y",), np.ones((6, 1)), (), np.full(6, -1, np.int32), (False,) * 6)
+    ill = replace(well, fails=(False, True, False, False, False, True))
+    records, told, _ = found((values, [0] * 6, [0] * 6, np.arange(6), well, ill), PLANS["whole"])
+    assert [one["error"] for one in records] == ["NullInput", "Odd", None, None, "NullInput", "Odd"]
+    assert [one["candidate_scores"] for one in records] == [{}, {}, {"y": 1.0}, {"y": 1.0}, {}, {}]
+    assert told.errors == {"NullInput": 2, "Odd": 2}
+
+
 def columns_of(**columns: pa.Array) -> SimpleNamespace:
     return SimpleNamespace(events=SimpleNamespace(columns=pa.record_batch(columns)))
 
