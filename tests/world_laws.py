@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # chaos is a part of the checkout, not of the package
 
-from chaos.law import CANDIDATE, STABLE, Desk, Epoch, _answer
+from chaos.law import CANDIDATE, STABLE, Desk, Epoch, answer
 
 VARIANTS = (STABLE, CANDIDATE)
 Cuts = dict[int, list[tuple[int, int]]]  # by partition: (control epoch, first offset)
@@ -166,7 +166,7 @@ class Laws:
         at = one.epoch, one.partition, one.offset
         if at not in self.answers:
             epoch = next(epoch for epoch in self.epochs if epoch.number == one.epoch)
-            self.answers[at] = _answer(epoch, self.keys(one.partition, one.offset))
+            self.answers[at] = answer(epoch, self.keys(one.partition, one.offset))
         version, variant, reason, stable = self.answers[at]
         found = (one.version, VARIANTS[one.variant], one.reason)
         if found != (version, variant, reason) and not (found == (stable, STABLE, "FALLBACK") and variant == CANDIDATE):
