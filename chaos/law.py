@@ -154,9 +154,12 @@ class Desk:
     def _revive(self, said: dict[str, Any]) -> bool:
         if said["version"] not in self.killed:
             return False
+        was = self.stable
         self.killed.discard(said["version"])
         if self.rollout and self.rollout["candidate"] == said["version"]:
             self.rollout |= {"weight": 0, "shifted": False, "paused": True}
+        if self.rollout and self.stable != was:
+            self.rollout["paused"] = True
         return True
 
     def _pause(self, said: dict[str, Any]) -> bool:
