@@ -50,21 +50,26 @@ class Commander:
         return self._desk
 
     def read(self, records: list[tuple[int, bytes | None]]) -> None:
-        """What is in the log before the first command."""
+        """What was written to the log."""
         self._desk.read(records)
 
     def act(self) -> str:
         """Send one command; returns its kind."""
-        kind, value = self._wrong() if self._dice.random() < WRONG and self._last else self._right()
+        kind, value = self.choose()
         told: list[tuple[KafkaError | None, Message]] = []
         self._producer.produce(CONTROL, value, self._topology, partition=0, on_delivery=lambda *one: told.append(one))
         self._producer.flush(FLUSH_S)
         if not told or told[0][0] is not None:
             raise RuntimeError(f"a command could not be written: {told}")
-        self._desk.read([(told[0][1].offset(), value)])
-        self._last = value
+        self.read([(told[0][1].offset(), value)])
         self.sent[kind] += 1
         return kind
+
+    def choose(self) -> tuple[str, bytes]:
+        """The next one: its kind and its bytes."""
+        kind, value = self._wrong() if self._dice.random() < WRONG and self._last else self._right()
+        self._last = value
+        return kind, value
 
     def _wrong(self) -> tuple[str, bytes]:
         """Commands that everybody must reject alike."""
@@ -108,8 +113,7 @@ class Commander:
 
     def _open(self) -> tuple[str, dict[str, Any]]:
         desk = self._desk
-        standing = [v for v in dict.fromkeys(desk.stables) if v not in desk.killed]
-        if len(standing) > 1 and self._dice.random() < 0.25:
+        if self._spare() and self._dice.random() < 0.25:
             return "kill", {"version": desk.stable}
         others = [v for v in sorted(self._manifests) if v != desk.stable and v not in desk.killed]
         if not others:
@@ -118,6 +122,10 @@ class Commander:
         self._rollouts += 1
         more = {"rollout_id": f"r{self._rollouts}", "candidate": version, "manifest": self._manifests[version]}
         return "prepare", more
+
+    def _spare(self) -> bool:
+        """Whether somebody is there to take over from stable."""
+        return len(set(self._desk.stables) - self._desk.killed) > 1
 
     def _move(self, mine: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         rollout = self._desk.rollout
@@ -136,6 +144,7 @@ class Commander:
                 ("kill", {"version": rollout["candidate"]}),
                 ("pause", mine),
                 shadow,
+                ("kill", {"version": self._desk.stable}),
             ],
-            [50, 15, 10, 15, 10, 10 * self._shadows],
+            [50, 15, 10, 15, 10, 10 * self._shadows, 5 * self._spare()],
         )[0]

@@ -14,7 +14,8 @@
     ├── ModelError               the registry of models
     │   ├── ModelMissingError    no such model or version
     │   ├── ModelTamperedError   a file's hash is not the manifest's
-    │   └── SignatureError       the model does not fit what it is asked for
+    │   ├── SignatureError       the model does not fit what it is asked for
+    │   └── IsolatedError        the process that has the model did not answer, and is gone
     ├── ControlError             the control log does not allow it
     ├── TopicError               a topic is missing, or configured in a way that loses data
     └── DevError                 local services: no Java, a port in use, a start that failed
@@ -94,6 +95,10 @@ class ModelTamperedError(ModelError):
 
 
 class SignatureError(ModelError):
+    pass
+
+
+class IsolatedError(ModelError):
     pass
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import pytest
 
+import streamserve
 from streamserve import errors
 from streamserve.errors import StreamserveError
 
@@ -31,10 +35,9 @@ def test_the_tree_that_is_drawn_is_the_tree():
 
 
 def test_a_rooms_own_error_is_a_leaf_of_one_that_is_drawn():
-    import streamserve.cli.check
-    import streamserve.dev
-    import streamserve.testing  # noqa: F401
-
+    for module in pkgutil.walk_packages(streamserve.__path__, "streamserve."):
+        if not module.name.startswith("streamserve.native.") and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     for kind in below(StreamserveError):
         if kind.__module__.startswith("streamserve.") and kind.__module__ != errors.__name__:
             assert kind.__mro__[1].__module__ == errors.__name__, f"{kind} is a branch: draw it"

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
@@ -29,7 +30,7 @@ ROWS = 200
 def topology(project: Project, request) -> tuple[Project, Path, str]:
     """v1 in force, v2 and v3 in the registry."""
     shutil.copy(HERE / "reading.avsc", project.folder / "schemas")
-    name = f"rolled-{request.param.replace('_', '-')}-{request.node.name[5:9]}"
+    name = f"rolled-{request.param.replace('_', '-')}-{uuid.uuid4().hex[:6]}"
     file = renamed(project, HERE / "readings.py", name, more=f"'delivery': {request.param!r}, 'segments': ('value',)")
     project.ok("topics", "apply", file)
     for version, weights in VERSIONS.items():

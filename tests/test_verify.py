@@ -237,6 +237,14 @@ def test_of_two_records_of_one_epoch_both_must_hold(place):
     assert (only(found)[0], found.repeated) == (read(other)["prediction_id"], 1)
 
 
+def test_two_records_of_an_older_epoch_that_disagree_count_for_nothing():
+    values, letters = answered()
+    at = next(n for n, one in enumerate(values) if read(one)["control_epoch"] == 8)
+    one, two = (changed(values[at], control_epoch=3, decision=said) for said in ("this", "that"))
+    assert verified([one, two, *values], letters).good
+    assert verified([*values, one, two], letters).good
+
+
 class Failing(dict):
     """Versions of which no candidate is loaded."""
 

@@ -136,7 +136,11 @@ class Verifying:
 
     def _choose(self, wanted: Range) -> dict[int, Span]:
         """From where to where, and nothing that is not committed yet, where the group's offsets are known."""
-        ends = {p: min(end, self._committed.get(p, end)) for p, (_, end) in self._held(BEGINNING).items()}
+        # Of a group that has committed anywhere, a partition without an offset has nothing that is sure
+        ends = {
+            p: min(end, self._committed.get(p, low if self._committed else end))
+            for p, (low, end) in self._held(BEGINNING).items()
+        }
         if wanted.until is not None:
             later = self._held(Start("time", wanted.until))
             ends = {p: min(end, later[p][0]) for p, end in ends.items()}

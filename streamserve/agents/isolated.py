@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from streamserve.adapters.schema_ids import schema_ids
 from streamserve.control.state import State
-from streamserve.errors import ModelError
+from streamserve.errors import IsolatedError, ModelError
 from streamserve.features.arrays import listed, unflat
 from streamserve.models.manifest import Tensor
 from streamserve.models.session import Array, SessionSettings
@@ -34,10 +34,6 @@ LENGTH = struct.Struct("<Q")
 LOOK_S = 0.05  # between two looks at a process that does not answer
 START_S = 120.0  # what it may take to import its libraries and load its model
 PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-class IsolatedError(ModelError):
-    """The process did not answer, and is gone."""
 
 
 class DiedError(IsolatedError):
