@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,9 @@ from streamserve.dev.probe import free_ports
 
 ROOT = Path(__file__).parent.parent
 PAUSE = threading.Event()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: whom we start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_until(

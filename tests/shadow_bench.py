@@ -11,9 +11,9 @@ import pyarrow as pa
 from shadow_support import answered, shadow, stub
 from test_pipeline import NOW, event
 
-from streamserve.agents.isolated import IsolatedError
 from streamserve.agents.isolated_child import _compare
 from streamserve.agents.shadowing import Shadowing
+from streamserve.errors import IsolatedError
 from streamserve.pipeline.emit import TimestampLimits
 from streamserve.pipeline.shadow_decision import PINNED_ID
 from streamserve.simulate.offline import MemoryStore

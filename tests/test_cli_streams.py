@@ -685,10 +685,13 @@ class TestCommands:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             ) as process:
-                assert process.stdout.readline()
-                end(process)
-                assert process.wait(30) == 0
-                assert process.stderr.read() == b""
+                try:
+                    assert process.stdout.readline()
+                    end(process)
+                    assert process.wait(30) == 0
+                    assert process.stderr.read() == b""
+                finally:
+                    process.kill()
 
     def dead_letters(self, project, file, topology):
         shown = project.ok("dead-letters", "list", file)

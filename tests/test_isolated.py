@@ -24,9 +24,9 @@ from test_pipeline import CATALOGUE, event
 
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.agents import isolated
-from streamserve.agents.isolated import DiedError, GreedyError, HungError, Isolated, IsolatedError, Order, RemoteError
+from streamserve.agents.isolated import DiedError, GreedyError, HungError, Isolated, Order, RemoteError
 from streamserve.agents.isolated_child import _load
-from streamserve.errors import ModelMissingError, ModelTamperedError
+from streamserve.errors import IsolatedError, ModelMissingError, ModelTamperedError
 from streamserve.models.registry import MANIFEST, Registry
 from streamserve.pipeline.shadow_columns import compare
 from streamserve.pipeline.shadow_decision import PINNED_ID

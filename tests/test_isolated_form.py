@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as arrays
 from shadow_support import DTYPES, gone, order
 
 from streamserve.agents import isolated
-from streamserve.agents.isolated import DiedError, GreedyError, HungError, Isolated, IsolatedError
-from streamserve.errors import ModelError
+from streamserve.agents.isolated import DiedError, GreedyError, HungError, Isolated
+from streamserve.errors import IsolatedError, ModelError
 from streamserve.features.arrays import flat, listed, unflat, unlisted
 from streamserve.models.registry import Registry
 

@@ -9,7 +9,7 @@ import pytest
 from streamserve.agents.preparing import AGAIN_S, Preparing, wanted
 from streamserve.control.state import Phase, Rollout, State
 from streamserve.errors import ModelMissingError
-from streamserve.records import Cutover, RoutingEpoch
+from streamserve.records import Cutover, RoutingEpoch, Rule
 
 P, Q = ("a", 0), ("a", 1)
 
@@ -104,6 +104,31 @@ def test_a_candidate_is_loaded_told_of_and_freed_when_the_rollout_is_over():
     bench.state = replace(bench.state, rollout=None)
     bench.settle()
     assert bench.shelf.there == {"v1"}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "loaded"),
+    [
+        (RoutingEpoch(4, "v1"), {"v1"}),
+        (RoutingEpoch(4, "v1", "v2"), {"v1"}),
+        (RoutingEpoch(4, "v1", "v2", 1), {"v1", "v2"}),
+        (RoutingEpoch(4, "v1", "v2", rules=(Rule("r", (("origin", ("JFK",)),), candidate=True),)), {"v1", "v2"}),
+        (RoutingEpoch(4, "v1", "v2", 1, killed=frozenset({"v2"})), {"v1"}),
+    ],
+)
+def test_who_joins_waits_for_what_may_answer_and_for_nothing_else(epoch, loaded):
+    bench = Bench(state("v0", "v1", candidate="v2", epochs=(epoch,)))
+    bench.shelf.broken["v0"] = RuntimeError("nobody is to ask")
+    bench.preparing.serve()
+    assert bench.shelf.there == loaded
+    assert bench.shelf.asked == sorted(loaded)
+
+
+def test_who_joins_does_not_wait_for_ever_for_what_fails():
+    bench = Bench(state("v1", candidate="v2", epochs=(RoutingEpoch(4, "v1", "v2", 1),)))
+    bench.shelf.broken["v2"] = RuntimeError("no")
+    bench.preparing.serve()
+    assert (bench.shelf.there, set(bench.preparing.failed)) == ({"v1"}, {"v2"})
 
 
 @pytest.mark.parametrize("error", [ModelMissingError("no such file"), MemoryError(), RuntimeError("a bug of its own")])

@@ -90,6 +90,10 @@ class ControlDesk:
         """
         return self._send(*encode(command, self._key), command.kind)
 
+    def foresee(self, value: bytes) -> tuple[State, Outcome]:
+        """The state after a command that somebody has written, if it were the next one, and what would become of it."""
+        return fold.step(self.state, self.end, value, self.headers_for(value), self._secrets)
+
     def send_bytes(self, value: bytes) -> Outcome:
         """The same, for a command that somebody has written: its bytes are not touched.
 

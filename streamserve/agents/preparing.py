@@ -60,17 +60,26 @@ class Preparing:
         while not closing.wait(LOOK_S):
             self.turn()
 
+    def serve(self) -> None:
+        """Load what events may be routed to from the first one on. A candidate that only runs in shadow can wait."""
+        while self._load_one(serving(*self._look())):
+            pass
+
     def turn(self) -> bool:
         """Load one that is missing, the most urgent first; or free what is left over. True: there was one to load."""
-        state, view, committed = self._look()
-        names = wanted(state, view, committed)
+        names = wanted(*self._look())
         self.failed = {name: why for name, why in self.failed.items() if name in names}
+        if self._load_one(names):
+            return True  # the logs may want something else by now
+        if gone := self._shelf.keep(names):
+            LOG.info("freed %s: no partition can need it any more", ", ".join(sorted(gone)))
+        return False
+
+    def _load_one(self, names: Collection[str]) -> bool:
         for name in names:
             if name not in self._shelf.loaded() and self._clock() >= self._tried.get(name, 0.0):
                 self._load(name)
-                return True  # the logs may want something else by now
-        if gone := self._shelf.keep(names):
-            LOG.info("freed %s: no partition can need it any more", ", ".join(sorted(gone)))
+                return True
         return False
 
     def _load(self, name: str) -> None:
@@ -88,18 +97,27 @@ class Preparing:
             self._say(name, "", self._clock() - began)
 
 
+def serving(state: State, view: ControlView, committed: Mapping[TopicPartition, int]) -> tuple[str, ...]:
+    """Versions that an event may be routed to now, stable first.
+
+    By the last epoch, and by those past ones that may yet route an event of the worker's partitions, be it one that is
+    read again.
+    """
+    needed, numbers = [state.stable], still_needed(view, committed)
+    for epoch in view.epochs:
+        if epoch.number in numbers or epoch is view.epochs[-1]:
+            named = (epoch.stable, epoch.candidate if epoch.weight_bp or epoch.rules else None)
+            needed += [name for name in named if name and name not in epoch.killed]
+    return tuple(dict.fromkeys(needed))
+
+
 def wanted(state: State, view: ControlView, committed: Mapping[TopicPartition, int]) -> tuple[str, ...]:
     """What a worker has to have loaded, the most urgent first.
 
-    What stable falls back to is kept warm: a kill is to be in force within milliseconds. Of past epochs, those that may
-    yet route an event of a partition of its own, be it one that is read again.
+    What stable falls back to is kept warm: a kill is to be in force within milliseconds.
     """
     standing = [name for name in dict.fromkeys(reversed(state.stables)) if name not in state.killed]
     needed = standing[:2]
     if state.rollout is not None and state.rollout.candidate not in state.killed:
         needed.append(state.rollout.candidate)
-    numbers = still_needed(view, committed)
-    for epoch in view.epochs:
-        if epoch.number in numbers:
-            needed += [name for name in (epoch.stable, epoch.candidate) if name and name not in epoch.killed]
-    return tuple(dict.fromkeys(needed))
+    return tuple(dict.fromkeys((*needed, *serving(state, view, committed))))

@@ -24,8 +24,8 @@ from streamserve.adapters.kafka import Clients
 from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.shadow_output import ShadowOutput
 from streamserve.adapters.topics import Topics
-from streamserve.agents.isolated import Isolated, IsolatedError
-from streamserve.errors import StreamserveError
+from streamserve.agents.isolated import Isolated
+from streamserve.errors import IsolatedError, StreamserveError
 from streamserve.features.rows import FeatureStore
 from streamserve.models.plan import FeaturePlan
 from streamserve.pipeline.emit import TimestampLimits
@@ -38,6 +38,7 @@ from streamserve.topology import Topology
 LOG = logging.getLogger("streamserve.shadow")
 GATHER_S = 0.05  # for more of a batch: nobody waits for it, and a larger one costs less
 GATHER_ROWS = 4000
+TALLIES = 8
 AGAIN_S = (1.0, 60.0)  # until a candidate that went is begun again: the first pause and the longest
 WELL_S = 60.0  # without trouble, after which the next pause is the first again
 DRAIN_S = 1.0  # at the end, for what is waiting
@@ -96,7 +97,7 @@ class Shadowing:
         self._changed = threading.Condition()
         self._waiting: deque[Shadowed] = deque()
         self._waiting_rows = self._waiting_bytes = 0
-        self._tallies: dict[str, ShadowTally] = {}  # by rollout, in the order of their beginning
+        self._tallies: dict[str, ShadowTally] = {}  # by rollout, in the order of their beginning; the last few
         self._runs: tuple[str, Candidate, FeaturePlan] | None = None
         self._tried = ""  # the rollout whose trouble the following is about
         self._pause, self._not_before, self._troubled = AGAIN_S[0], -math.inf, -math.inf
@@ -108,6 +109,8 @@ class Shadowing:
         size = batch.nbytes
         with self._changed:
             self._tallies.setdefault(batch.shadow.rollout_id, ShadowTally(batch.shadow))
+            while len(self._tallies) > TALLIES:
+                del self._tallies[next(iter(self._tallies))]
             full = self._waiting_rows + len(batch) > self._rows or self._waiting_bytes + size > self._size
             if full and self._waiting:
                 self._count(batch.shadow, shed=len(batch))

@@ -109,8 +109,7 @@ class Worker:
         versions.get(self._control.state.stable)  # without it there is nothing to serve
         self._presence = Presence(self._clients, topology.name, worker_name(), self._progress, self._control)
         self._versions, self._preparing = versions, Preparing(versions, self._wanted, self._presence.prepared)
-        while self._preparing.turn():
-            pass  # who joins later warms every version in force first
+        self._preparing.serve()  # who joins later warms every version in force first
         ids = schema_ids(settings)
         predictions = topology.topic("predictions")
         pipeline = Pipeline(

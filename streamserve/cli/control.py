@@ -11,8 +11,9 @@ from streamserve.adapters.kafka import Clients
 from streamserve.cli.common import out, quiet_pipe, settings, topology_argument
 from streamserve.cli.rollout_show import described
 from streamserve.cli.sending import signing_key
-from streamserve.control import fold
-from streamserve.control.outcome import audit
+from streamserve.control.outcome import Outcome, audit
+from streamserve.control.signature import Key
+from streamserve.control.state import Signing, State
 from streamserve.errors import ConfigError, ControlError
 from streamserve.topology import Topology
 
@@ -28,9 +29,7 @@ def control() -> None:
 def validate(topology: Topology, file: click.utils.LazyFile) -> None:
     """Tell what would become of the command in FILE (- for standard input), and send nothing."""
     desk = ControlDesk(Clients(found := settings()), topology.name, signing_key(found))
-    value = file.read()
-    headers = desk.headers_for(value)
-    _, outcome = fold.step(desk.state, desk.end, value, headers, found.control_secrets)
+    _, outcome = desk.foresee(file.read())
     desk.close()
     if outcome.accepted:
         out().print(f"it would be accepted, as generation {outcome.generation}", highlight=False)
@@ -42,12 +41,19 @@ def validate(topology: Topology, file: click.utils.LazyFile) -> None:
 @control.command()
 @topology_argument
 @click.argument("file", type=click.File("rb"))
-def send(topology: Topology, file: click.utils.LazyFile) -> None:
-    """Write the command in FILE (- for standard input) as it is, signed if a key is set, and tell what became of it."""
-    desk = ControlDesk(Clients(found := settings()), topology.name, signing_key(found))
+@click.option("--anyway", is_flag=True, help="Even if nothing that is sent from here could undo it.")
+def send(topology: Topology, file: click.utils.LazyFile, anyway: bool) -> None:
+    """Write the command in FILE (- for standard input) as it is, signed if a key is set, and tell what became of it.
+
+    One after which commands from here would not be taken any more is not sent, unless --anyway is given.
+    """
+    key = signing_key(found := settings())
+    desk = ControlDesk(Clients(found), topology.name, key)
     value = file.read()
     if not value.strip():
         raise ConfigError("the file is empty", where=file.name)
+    if not anyway:
+        _refuse_what_shuts_out(*desk.foresee(value), key, file.name)
     outcome = desk.send_bytes(value)
     desk.close()
     out().print(f"accepted at offset {outcome.offset}, generation {outcome.generation}", highlight=False)
@@ -70,7 +76,24 @@ def tail(topology: Topology, follow: bool, as_json: bool) -> None:
         desk.close()
 
 
-def _print(offset: int, outcome: fold.Outcome, as_json: bool) -> None:
+def _refuse_what_shuts_out(after: State, outcome: Outcome, key: Key | None, file: str) -> None:
+    if outcome.held:
+        raise ControlError(
+            f"every reader of the log would hold at it for good: {outcome.detail}",
+            where=file,
+            mend="nothing was sent; install what it asks for everywhere first, then send it with --anyway",
+        )
+    if outcome.accepted and after.signing is Signing.REQUIRED and (key is None or key.id not in after.keys):
+        mine = f"not by key {key.id!r}" if key else "and nothing that is sent from here is signed"
+        raise ControlError(
+            f"you would shut yourself out: commands would have to be signed by one of {sorted(after.keys)}, {mine}",
+            where=file,
+            mend="nothing was sent; name a listed key in STREAMSERVE_SIGN_WITH and its secret in "
+            "STREAMSERVE_CONTROL_KEYS, or send it with --anyway",
+        )
+
+
+def _print(offset: int, outcome: Outcome, as_json: bool) -> None:
     if not (outcome.accepted or outcome.rejection or outcome.held):
         return  # another topology's
     if as_json:
