@@ -34,21 +34,15 @@ def starting_positions(
     if not partitions:
         return []
     topic = partitions[0].topic
-    everything = [TopicPartition(topic, p) for p in range(count(topic))]
-    try:
-        answered = consumer.committed(everything, TIMEOUT_S)
-    except KafkaException as error:
-        raise broker_error(error.args[0], f"committed offsets of {topic}") from None
-    for tp in answered:
-        if tp.error is not None:  # taken for "none", it would move the start
-            raise broker_error(tp.error, f"committed offset of {topic}-{tp.partition}")
-    committed = {tp.partition: tp.offset for tp in answered}
-    group_is_new = all(offset < 0 for offset in committed.values())
+    committed = _committed(consumer, partitions)
+    group_is_new, everything = False, partitions
+    if max(committed.values()) < 0:
+        # Not asked for otherwise: the answer waits for every transaction that is open on one of them
+        everything = [TopicPartition(topic, p) for p in range(count(topic))]
+        group_is_new = max(_committed(consumer, everything).values()) < 0
     placed = [
-        TopicPartition(tp.topic, tp.partition, committed.get(tp.partition, -1))
-        if committed.get(tp.partition, -1) >= 0
-        else TopicPartition(tp.topic, tp.partition, OFFSET_BEGINNING)
-        for tp in partitions
+        TopicPartition(topic, partition, OFFSET_BEGINNING if offset < 0 else offset)
+        for partition, offset in committed.items()
     ]
     start = settings.start.strip().lower()
     if not group_is_new or start == "earliest":
@@ -57,6 +51,19 @@ def starting_positions(
     consumer.commit(offsets=first, asynchronous=False)
     mine = {tp.partition for tp in partitions}
     return [tp for tp in first if tp.partition in mine]
+
+
+def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> dict[int, int]:
+    """By partition; below 0: none."""
+    topic = partitions[0].topic
+    try:
+        answered = consumer.committed(partitions, TIMEOUT_S)
+    except KafkaException as error:
+        raise broker_error(error.args[0], f"committed offsets of {topic}") from None
+    for tp in answered:
+        if tp.error is not None:  # taken for "none", it would move the start
+            raise broker_error(tp.error, f"committed offset of {topic}-{tp.partition}")
+    return {tp.partition: tp.offset for tp in answered}
 
 
 def _latest(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
