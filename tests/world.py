@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import sys
 import time
@@ -51,13 +52,20 @@ def one(seed: int) -> World:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The product wired to worlds; what workers log of their faults is no news here."""
-    before = logging.root.manager.disable
+    """The product wired to worlds; what workers log of their faults is no news here.
+
+    Worlds are small and many: the collector has no business in each of them.
+    """
+    before, often = logging.root.manager.disable, gc.get_threshold()
     logging.disable(logging.CRITICAL)
+    gc.freeze()
+    gc.set_threshold(100_000, *often[1:])
     try:
         with wired():
             yield
     finally:
+        gc.unfreeze()
+        gc.set_threshold(*often)
         logging.disable(before)
 
 
