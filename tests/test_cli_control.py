@@ -33,7 +33,7 @@ def desk(project):
             "kind": kind,
             "command_id": str(uuid.uuid4()),
             "topology": name,
-            "actor": "hand",
+            "actor": name,
             "expected_generation": generation,
             **more,
         }
@@ -43,8 +43,10 @@ def desk(project):
         return project.run("control", what, file, written, *options, environ=secrets | signs)
 
     def tail():
+        """Of what it prints, what is of this topology: malformed records name none, and are shown as everybody's."""
         done = project.run("control", "tail", file, "--json", environ=secrets)
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        said = map(json.loads, done.stdout.splitlines())
+        return [one for one in said if one["actor"] == name or one["kind"] == "init"]
 
     command.tail = tail
     return command
