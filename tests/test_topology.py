@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_a_word_that_does_not_fit_is_named_without_a_traceback(tmp_path, wrong, 
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(TopologyError, match="there is no such topology file"):
         load_topology(tmp_path / "none.py")
+
+
+def test_an_edit_in_the_same_second_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "flow.py"
+    names = []
+    for name in ("one", "two"):
+        path.write_text(HEAD + GOOD.replace("'t'", f"'{name}'"))
+        os.utime(path, (1, 1))
+        names.append(load_topology(path).name)
+    assert names == ["one", "two"]
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_file_may_hold_dataclasses_and_functions(tmp_path):
