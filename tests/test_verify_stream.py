@@ -116,6 +116,8 @@ def copy(copied, *, control=lambda said: said, progress=lambda said: said, predi
     numbers = {}
     for topic, edit in (("control", control), ("progress", progress)):
         for record in broker.read(f"streamserve.{topic}"):
+            if NAME.encode() not in (record.value or b""):
+                continue  # another topology's, or not even JSON
             said = json.loads(record.value)
             if said.get("topology") != NAME:
                 continue
