@@ -47,7 +47,7 @@ def commands(world: World, count: int, rounds: int, settle: float, tell: Tell) -
             PAUSE.wait(0.1)
         offer(world, worker, Window(SETTLE_RATE, 0, settle))
         effects = _effects(world, worker, count, tell)
-        switches = [_switch(world, version, tell) for version in ("other", "twin") * rounds][:rounds]
+        switches = [_switch(world, version, tell) for version in (("other", "twin") * rounds)[:rounds]]
     world.project.forget(f"streamserve.{world.name}")
     return {"effects": effects, "switches": switches, "rate": RATE}
 
