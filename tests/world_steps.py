@@ -87,13 +87,10 @@ class World:
         return [w for w in self.workers if not w.dead and not (awake and w.asleep)]
 
     def _pick(self, number: int, can: Callable[[Worker], object] = bool, *, awake: bool = False) -> Worker | None:
-        self.whom = ""
-        for turn in range(number, number + len(self.workers)):
-            worker = self.workers[turn % len(self.workers)]
-            if not worker.dead and not (awake and worker.asleep) and can(worker):
-                self.whom = worker.name
-                return worker
-        return None
+        found = [w for w in self.workers if not w.dead and not (awake and w.asleep) and can(w)]
+        worker = found[number % len(found)] if found else None
+        self.whom = worker.name if worker else ""
+        return worker
 
     def _member(self, number: int) -> Member | None:
         found = list(self.broker.members.values())
