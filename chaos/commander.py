@@ -105,7 +105,7 @@ class Commander:
         if desk.rollout is None:
             return self._open()
         mine = {"rollout_id": desk.rollout["id"]}
-        if desk.rollout["candidate"] in desk.killed:
+        if desk.rollout["candidate"] in {*desk.killed, desk.stable}:  # stable: what it fell back to
             return "rollback", mine
         if desk.rollout["paused"]:
             return dice.choice((("resume", mine), ("rollback", mine)))

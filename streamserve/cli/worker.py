@@ -8,6 +8,7 @@ import signal
 import click
 
 from streamserve.cli.common import set_up_logging, settings, topology_argument
+from streamserve.cli.progress import INTERRUPTED
 from streamserve.topology import Topology
 
 
@@ -28,7 +29,7 @@ def worker(topology: Topology, web_port: int | None, start: str | None) -> None:
     # Until the worker has its own: nothing is in flight yet, and as a container's first process it has no default.
     # No exception: one that is raised inside a client's callback or a finalizer is dropped, and the signal with it
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     from streamserve.agents.worker import Worker
 
     found = settings()
