@@ -32,13 +32,13 @@ OUTCOMES = ("compared", "failed", "unanswered", "shed")
 
 
 def shadowed(broker: Broker, name: str) -> dict[str, dict[str, object]]:
-    """By prediction, what was said of it; where it was said twice, both times alike."""
-    found: dict[str, dict[str, object]] = {}
+    """By prediction, what was said of it under its highest epoch; where that was said twice, both times alike."""
+    found: dict[tuple[str, int], dict[str, object]] = {}
     for record in broker.read(f"{name}.shadow-decisions"):
         said = decision(record.value)
-        before = found.setdefault(said["prediction_id"], said)
+        before = found.setdefault((said["prediction_id"], said["control_epoch"]), said)
         assert {**before, "compared_at": None} == {**said, "compared_at": None}
-    return found
+    return {place: found[place, epoch] for place, epoch in sorted(found)}
 
 
 def add(project: Project, file: Path, name: str, model: Path) -> None:
