@@ -1,1 +1,1 @@
-"""Drift, pure: references, panes and PSI windows. Empty so far: the counts that it needs pass the commit hooks."""
+"""Drift, pure: what a reference is, how windows are counted and compared with it, and when that is an alert."""

@@ -1,0 +1,123 @@
+"""What windows of a model version are compared with: its measures, and how much they differ without drift. Pure.
+
+It is an attachment of the version, made once: bins are frozen, and it is of one version alone.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from streamserve.drift.calibration import Calibration, calibrate
+from streamserve.drift.distances import Comparison, compare
+from streamserve.drift.measures import Measure
+from streamserve.drift.policy import AlertSettings
+from streamserve.errors import DriftError
+from streamserve.records import Int64s
+
+MEND = "build one for this version: streamserve drift reference"
+
+
+class Reference(BaseModel):
+    """The counts of a window are one row over all bins: measure i has those from offsets[i] to offsets[i + 1].
+
+    Args:
+        manifest_sha256: of the manifest that says what the features are.
+        rows: that were counted.
+        source: where they came from, in words: a file of training data, or a range of a topic.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    model: str
+    version: str
+    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    rows: int = Field(ge=0)
+    source: str
+    created: dt.datetime
+    alerts: AlertSettings
+    measures: tuple[Measure, ...]
+    calibration: Calibration
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        keys = [one.key for one in self.measures]
+        if len(set(keys)) < len(keys):
+            raise ValueError("two measures have one name")
+        if not {one.key for one in self.measures if one.rows} <= set(self.calibration.curves):
+            raise ValueError("a measure is not calibrated")
+        return self
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each measure begins in a window's counts, and how many counts there are."""
+        return tuple(accumulate((len(one.bins) for one in self.measures), initial=0))
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of `to_bytes`, in hex."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Canonical: JSON with sorted names and no spaces. Equal references are equal bytes."""
+        told = self.model_dump(mode="json")
+        return json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, given: bytes, *, where: str = "") -> Reference:
+        """Raises DriftError for what is no reference. where: named in it."""
+        try:
+            return cls.model_validate_json(given)
+        except ValidationError as broken:
+            first = broken.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DriftError(f"not a drift reference: {place} {first['msg']}".strip(), where=where, mend=MEND) from None
+
+    def check(self, model: str, version: str, manifest_sha256: str) -> None:
+        """Raises DriftError where this is the reference of anything else."""
+        if (self.model, self.version) != (model, version):
+            what = f"the drift reference is of {self.model} {self.version}, not of {model} {version}"
+        elif self.manifest_sha256 != manifest_sha256:
+            what = (
+                f"the drift reference of {model} {version} is of a manifest {self.manifest_sha256[:12]}, "
+                f"and the manifest is {manifest_sha256[:12]}"
+            )
+        else:
+            return
+        raise DriftError(what, where=self.source, mend=MEND)
+
+    def compare(self, counts: Int64s) -> tuple[Comparison, ...]:
+        """Each measure of a window. counts: int64, as many as the last of `offsets`."""
+        if counts.shape != (self.offsets[-1],):
+            raise DriftError(
+                f"a window has {counts.shape} counts, and its reference {self.offsets[-1]} bins", mend=MEND
+            )
+        parts = np.split(counts, self.offsets[1:-1])
+        return tuple(compare(one, part, self.calibration) for one, part in zip(self.measures, parts, strict=True))
+
+
+def build(
+    measures: Sequence[Measure],
+    *,
+    model: str,
+    version: str,
+    manifest_sha256: str,
+    rows: int,
+    source: str,
+    created: dt.datetime,
+    alerts: AlertSettings | None = None,
+) -> Reference:
+    """With its calibration, which takes some seconds. The same measures and settings give the same bits."""
+    alerts = alerts or AlertSettings()
+    return Reference(
+        model=model, version=version, manifest_sha256=manifest_sha256, rows=rows, source=source, created=created,
+        alerts=alerts, measures=tuple(measures), calibration=calibrate(measures, alerts),
+    )  # fmt: skip
