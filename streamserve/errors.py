@@ -18,6 +18,7 @@
     │   └── IsolatedError        the process that has the model did not answer, and is gone
     ├── ControlError             the control log does not allow it
     ├── TopicError               a topic is missing, or configured in a way that loses data
+    ├── DriftError               a drift reference is unreadable, or not of this version
     └── DevError                 local services: no Java, a port in use, a start that failed
 
 What goes wrong with one event is not an exception but a `records.Reject`: its neighbours go on.
@@ -112,3 +113,7 @@ class TopicError(StreamserveError):
 
 class DevError(StreamserveError):
     exit_code = 7
+
+
+class DriftError(StreamserveError):
+    exit_code = 8

@@ -24,6 +24,7 @@ Indices = NDArray[np.intp]
 Uint8s = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 TopicPartition = tuple[str, int]
+NOBODY = -1  # the owner epoch where nothing was claimed in the progress log
 
 
 def binary(values: Sequence[Bytes]) -> pa.BinaryArray:
@@ -412,7 +413,7 @@ class OutputBatch:
     """All that one RawBatch caused. `covers` says, for each partition, the first and the next offset.
 
     fallbacks: by candidate and error, the events that stable answered for it. shadowed: what a candidate is to score as
-    well, once this is sent (`pipeline.shadow.Shadowed`).
+    well, once this is sent (`pipeline.shadow.Shadowed`). tallied: its drift counts (`drift.tallies.BatchTallies`).
     """
 
     raw: RawBatch
@@ -425,3 +426,4 @@ class OutputBatch:
     times: StageTimes | None = None
     fallbacks: Mapping[tuple[str, str], int] = field(default_factory=dict)
     shadowed: object | None = None
+    tallied: object | None = None

@@ -28,6 +28,7 @@ Path_ = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 Part = Literal["minute", "hour", "weekday", "day", "month", "dayofyear"]
 Column: TypeAlias = NDArray[np.generic]
+MOST_PANES = 1_000  # of a drift window
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -233,6 +234,52 @@ def argmax(output: str, *, labels: tuple[str, ...] | None = None) -> Argmax:
     return Argmax(output=output, labels=labels)
 
 
+class Drift(_Word):
+    """What is watched for drift: windows of event time, by version. Each version is held against its own reference.
+
+    Args:
+        window: how much event time a window spans.
+        slide: a window begins so often; None: where the one before ends.
+        lateness: event time for which a window takes late events, and is told again.
+        share: of the entity keys whose events are counted, above 0 and up to 1.
+        min_rows: a window with fewer events says nothing.
+        threshold: how far the PSI of a window must be above what it is without drift, on average.
+        alpha: the chance of a false alert, of any measure, in `per` windows.
+        per: the windows that `alpha` is the chance of: 24 are a day of hours.
+        in_a_row: windows that exceed both limits before there is an alert.
+        clear: windows in a row that do not end it.
+    """
+
+    window: timedelta = timedelta(hours=1)
+    slide: timedelta | None = None
+    lateness: timedelta = Field(default=timedelta(0), ge=timedelta(0))
+    share: float = Field(default=1.0, ge=0.0001, le=1)
+    min_rows: int = Field(default=100, ge=50)
+    threshold: float = Field(default=0.005, ge=0, allow_inf_nan=False)
+    alpha: float = Field(default=0.002, gt=0, lt=1)
+    per: int = Field(default=24, le=10_000)
+    in_a_row: int = Field(default=2, ge=1, le=10)
+    clear: int = Field(default=3, ge=1, le=10)
+
+    @model_validator(mode="after")
+    def _panes_fit(self) -> Self:
+        slide = self.window if self.slide is None else self.slide
+        if not timedelta(seconds=1) <= slide <= self.window:
+            raise ValueError("slide is at least a second, and at most the window")
+        if self.window % timedelta(milliseconds=1) or slide % timedelta(milliseconds=1):
+            raise ValueError("window and slide are whole milliseconds")
+        if self.window / self.pane > MOST_PANES:
+            raise ValueError(f"window and slide share no part longer than {self.pane}: let one be a multiple of it")
+        return self
+
+    @property
+    def pane(self) -> timedelta:
+        """The longest span that windows and slides are both made of: what is counted at once."""
+        slide = self.window if self.slide is None else self.slide
+        unit = timedelta(milliseconds=1)
+        return math.gcd(self.window // unit, slide // unit) * unit
+
+
 class Topology(_Word):
     """A stream from a source topic through a model to `<name>.predictions`.
 
@@ -246,6 +293,7 @@ class Topology(_Word):
         target_p99_ms: latency that micro-batching aims at, from a record's arrival to its prediction.
         segments: event fields that rules of rollouts may name (these carriers always, those never). `topology init`
             writes them into the control log, where they stay.
+        drift: windows of what the model is fed and says, held against a reference; None: nothing is counted.
     """
 
     name: TopicName
@@ -257,6 +305,7 @@ class Topology(_Word):
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
     target_p99_ms: float = Field(default=20.0, gt=0)
     segments: tuple[Path_, ...] = ()
+    drift: Drift | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -194,7 +194,7 @@ def renamed(project: Project, file: Path, name: str, *, more: str = "", **source
     path = project.folder / f"{name.replace('-', '_')}.py"
     path.write_text(
         "from pathlib import Path\n"
-        "from streamserve.topology import load_topology, output\n"
+        "from streamserve.topology import Drift, hours, load_topology, output\n"
         f"base = load_topology(Path({str(file)!r}))\n"
         f"source = base.source.model_copy(update={{'topic': {name + '.events'!r}, **{source!r}}})\n"
         f"topology = base.model_copy(update={{'name': {name!r}, 'source': source, {more}}})\n"

@@ -114,7 +114,7 @@ def test_a_boundary_begins_where_the_last_commit_ended():
     ledger.open({("a", 0): 3})
     ledger.sent({("a", 0): (5, 8)})
     first = ledger.boundaries()
-    assert first == (Boundary("a", 0, 5, 8),)
+    assert first == (Boundary("a", 0, 3, 8),), "between a position and the first event there is none"
     ledger.sent({("a", 0): (10, 12)})
     ledger.committed(first)
     assert ledger.boundaries() == (Boundary("a", 0, 8, 12),)

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,13 @@ from test_pipeline import STATIC, event, pipeline, version
 from test_pipeline import raw as events
 
 from streamserve.adapters.cost import WINDOW_S, Cost
+from streamserve.adapters.drift_metrics import DriftReading
 from streamserve.adapters.latency import BOUNDS_S, EventLatency
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
+from streamserve.drift.alerts import AlertState, Status
+from streamserve.drift.chunks import Series
+from streamserve.drift.distances import Comparison
+from streamserve.drift.judge import Measured
 from streamserve.features.breaker import State, StoreReading
 from streamserve.records import (
     ControlView,
@@ -52,6 +58,8 @@ ORDER = (
     "view",
     "status",
     "version",
+    "segment",
+    "measure",
     "decision",
     "partition",
     "to",
@@ -100,10 +108,17 @@ def full():
     )  # fmt: skip
     found.took(done.raw)
     found.record(done, SENT)
+    series = Series("v1", "f" * 64, None)
+    window = SimpleNamespace(end_ms=7_200_000, rows=300)
+    moved = Comparison("feature:x", 300, 0.5, 0.1, 0.4, 0.01, 150.0, 30.0, 1 / 300, 0.2, ())
+    judged = SimpleNamespace(window=window, measures=(Measured(moved, Status.ALERT, AlertState()),))
     shadow = ShadowTally(Shadow("v2", "r", 100), compared=10, agreed=7, decided=9, failed=1, unanswered=2, shed=3)
     return found.exposition(
-        Reading(partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE, shadow=shadow, shadow_lost=4)
-    )
+        Reading(
+            partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE, shadow=shadow, shadow_lost=4,
+            drift=DriftReading(5, 1, 2, {series: judged}),
+        )
+    )  # fmt: skip
 
 
 def families(exposition):
@@ -176,6 +191,21 @@ def test_readings_are_those_of_the_moment_and_a_partition_that_went_is_gone():
     assert (said["consumer_lag_records", "0"], said["consumer_lag_records", "10"]) == (7, 0)
     said = samples(found.exposition(Reading(lag={10: 3})))
     assert [key for key in said if key[0] == "consumer_lag_records"] == [("consumer_lag_records", "10")]
+
+
+def test_the_latest_drift_window_is_told():
+    found = samples(full())
+    of = ("v1", "", "feature:x")
+    assert found["drift_psi", *of] == 0.5
+    assert found["drift_psi_limit", *of] == pytest.approx(0.1)
+    assert found["drift_alert", *of] == 1
+    assert found["drift_window_end_seconds", "v1", ""] == 7_200
+    assert found["drift_window_rows", "v1", ""] == 300
+    assert (found["panes_chunks_total",], found["panes_chunks_lost_total",], found["drift_troubles_total",]) == (
+        5,
+        1,
+        2,
+    )
 
 
 def test_what_the_store_says_is_told():

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
-from streamserve.delivery.ledger import NOBODY
 from streamserve.delivery.progress import CutOver, Form, Owned, Prepared, Progress, Released
+from streamserve.records import NOBODY
 
 pure = settings(deadline=None, derandomize=True, max_examples=200)
 COMMON = {"topology": "t", "topic": "e", "incarnation": "x"}

@@ -10,14 +10,19 @@ import pytest
 
 from streamserve.adapters.schema_ids import PinnedIndex
 from streamserve.errors import SchemaError
-from streamserve.pipeline import prediction, shadow_decision
+from streamserve.pipeline import drift_window, pane_chunk, prediction, shadow_decision
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.records import FeatureStatus, Reason, Variant
 from streamserve.topology import load_topology
 
 FOLDER = Path(__file__).parent.parent / "schemas"
 PREDICTION = json.loads((FOLDER / "streamserve.prediction.avsc").read_text())
-OURS = {"streamserve.prediction.avsc": prediction, "streamserve.shadow-decision.avsc": shadow_decision}
+OURS = {
+    "streamserve.prediction.avsc": prediction,
+    "streamserve.shadow-decision.avsc": shadow_decision,
+    "streamserve.pane-chunk.avsc": pane_chunk,
+    "streamserve.drift-window.avsc": drift_window,
+}
 FILES = sorted(FOLDER.glob("*.avsc"))
 ENTRIES = json.loads((FOLDER / "index.json").read_text())["schemas"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 from confluent_kafka import KafkaError, TopicPartition
@@ -149,6 +149,8 @@ class FakeReader:
     def __init__(self, consumer: FakeConsumer, epoch: Callable[[], int], _: str) -> None:
         self._consumer, self._epoch, self._wires = consumer, epoch, consumer.wires
 
+    ended: Mapping[int, int] = MappingProxyType({})
+
     def take(self, _: object) -> None:
         """Nothing: the consumer's positions are all there is."""
 
@@ -276,7 +278,7 @@ class Clients:
     def __init__(self, wires: Wires, settings: object) -> None:
         self.wires, self.settings = wires, settings
 
-    def member(self, _: str) -> tuple[FakeConsumer, None]:
+    def member(self, _: str, *, ends: bool) -> tuple[FakeConsumer, None]:
         return FakeConsumer(self.wires), None
 
     def producer(self, *, transactional_id: str) -> FakeProducer:

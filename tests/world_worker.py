@@ -85,8 +85,9 @@ class Worker(Process):
         self.wires = Wires(broker, self)
         clients = Clients(self.wires, SETTINGS)
         topology = SimpleNamespace(
-            name=TOPOLOGY, delivery=delivery, target_p99_ms=20, source=SimpleNamespace(topic=TOPIC), topic="t.{}".format
-        )
+            name=TOPOLOGY, delivery=delivery, target_p99_ms=20, drift=None, source=SimpleNamespace(topic=TOPIC),
+            topic="t.{}".format,
+        )  # fmt: skip
         self.progress = progress_log.ProgressLog(clients, TOPOLOGY)
         self.heard = len(broker.control)  # how far the control log was read
         self.control = control_state.Control(clients, TOPOLOGY, self.progress)

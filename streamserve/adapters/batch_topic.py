@@ -14,8 +14,6 @@ import faust
 from faust.app.base import BootStrategy
 from faust.channels import Channel
 
-from streamserve.records import Routed
-
 
 class WithoutKafka(BootStrategy):
     """Agents, services and the web server; no Faust consumer, producer or tables."""
@@ -53,7 +51,7 @@ def _free_port(host: str) -> int:
 class BatchTopic(Channel[Any]):
     """A channel of batches that another thread fills. It holds what the intake's limit lets through."""
 
-    def hand_over(self, batch: Routed, loop: asyncio.AbstractEventLoop) -> None:
+    def hand_over(self, batch: object, loop: asyncio.AbstractEventLoop) -> None:
         """Put a batch into the channel, from any thread; the intake's limit bounds what waits here."""
         value: Any = batch  # a channel's values need no event around them
         asyncio.run_coroutine_threadsafe(self.put(value), loop)

@@ -5,7 +5,7 @@ A reader yields whole micro-batches; a writer takes whole columns and knows what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +32,14 @@ class Fill:
 
 
 class BatchReader(Protocol):
+    @property
+    def ended(self) -> Mapping[int, int]:
+        """Partitions whose end was reached, and of which nothing has come since: where that is.
+
+        Empty where the client is not asked to tell of it.
+        """
+        ...
+
     def take(self, partitions: Sequence[TopicPartition]) -> None:
         """These are about to be assigned to the consumer."""
         ...

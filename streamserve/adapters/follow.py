@@ -1,4 +1,4 @@
-"""Following output topics from their present end, batch by batch, outside any group."""
+"""Following topics batch by batch, outside any group: output topics from their present end, or one from an offset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import KafkaException, Message, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.adapters.messages import to_batch
@@ -19,19 +19,31 @@ BATCH = 5000
 class Follower:
     """Everything that reaches some topics from now on. Not for several threads.
 
+    begin: an offset to begin at instead; where it is gone, what is left of the topic begins.
+
     Raises:
         BrokerError: a topic is missing or can't be read.
     """
 
-    def __init__(self, clients: Clients, topics: Sequence[str]) -> None:
+    def __init__(self, clients: Clients, topics: Sequence[str], begin: int | None = None) -> None:
         self._consumer = clients.consumer("streamserve-follow", isolation_level="read_committed")
-        ends = []
+        try:
+            self._consumer.assign(self._places(clients, topics, begin))
+        except KafkaException as error:
+            self.close()
+            raise broker_error(error.args[0], f"topics {', '.join(topics)}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _places(self, clients: Clients, topics: Sequence[str], begin: int | None) -> list[TopicPartition]:
+        places = []
         for topic in topics:
             for partition in range(clients.partitions(self._consumer, topic)):
                 asked = TopicPartition(topic, partition)
-                _, end = self._consumer.get_watermark_offsets(asked, timeout=TIMEOUT_S)
-                ends.append(TopicPartition(topic, partition, end))
-        self._consumer.assign(ends)
+                low, end = self._consumer.get_watermark_offsets(asked, timeout=TIMEOUT_S)
+                places.append(TopicPartition(topic, partition, end if begin is None else min(max(begin, low), end)))
+        return places
 
     def poll(self, timeout: float) -> list[RawBatch]:
         """What has arrived, by topic, waiting at most this many seconds for the first."""

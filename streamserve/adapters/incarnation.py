@@ -84,7 +84,7 @@ class Incarnations:
         )
         emitter = self._emitter(who.transactional_id)
         where = self._clients.bootstrap
-        consumer, handle = self._clients.member(self._group)
+        consumer, handle = self._clients.member(self._group, ends=self._topology.drift is not None)
         topic, rows = self._topology.source.topic, self._clients.settings.batch_rows
         reader: BatchReader = (
             MessageReader(consumer, epoch, where)

@@ -139,8 +139,10 @@ class Clients:
             )
         )
 
-    def member(self, group: str) -> tuple[Consumer, Handle | None]:
+    def member(self, group: str, *, ends: bool = False) -> tuple[Consumer, Handle | None]:
         """A member of a worker group, classic cooperative or KIP-848 (group.protocol=consumer).
+
+        ends: it tells of each end of a partition that it reaches.
 
         Returns:
             the consumer, and its handle for the compiled path; None: events come as messages.
@@ -150,6 +152,7 @@ class Clients:
             partition_assignment_strategy="cooperative-sticky",
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
+            enable_partition_eof=ends,
         )
         return self._open_with_handle(lambda config: Consumer(config, logger=LOG), config)
 

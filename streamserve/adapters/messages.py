@@ -34,12 +34,15 @@ class MessageReader:
     def __init__(self, consumer: Consumer, epoch: Callable[[], int], where: str) -> None:
         self._consumer, self._epoch, self._where = consumer, epoch, where
         self._paused = -1  # the intake epoch in which everything was paused
+        self.ended: dict[int, int] = {}
 
     def take(self, partitions: Sequence[TopicPartition]) -> None:
-        """Nothing: the consumer's poll has them all."""
+        """The consumer's poll has them all."""
+        self.release(partitions)
 
     def release(self, partitions: Sequence[TopicPartition]) -> None:
-        """Nothing, as above."""
+        for tp in partitions:
+            self.ended.pop(tp.partition, None)
 
     def idle(self) -> Iterator[RawBatch]:
         if self._paused != self._epoch():  # partitions that came meanwhile are not paused yet
@@ -81,6 +84,10 @@ class MessageReader:
             error = message.error()
             if error is None:
                 good.append(message)
+                self.ended.pop(message.partition(), None)
+                continue
+            if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+                self.ended[message.partition()] = message.offset()
                 continue
             fault = is_fault(error, f"{self._where} topic {message.topic()}-{message.partition()}")
             if fault is not None:

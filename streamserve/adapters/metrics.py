@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from streamserve.adapters.cost import Cost
+from streamserve.adapters.drift_metrics import DriftReading, drift_metrics
 from streamserve.adapters.latency import EventLatency
 from streamserve.features.breaker import State, StoreReading
 from streamserve.records import FeatureStatus, OutputBatch, RawBatch
@@ -55,6 +56,7 @@ class Reading:
     shadow: ShadowTally | None = None
     shadow_waiting: int = 0
     shadow_lost: int = 0
+    drift: DriftReading | None = None
 
 
 class Metrics:
@@ -209,6 +211,8 @@ class _Standing(Collector):
         yield counter("cpu_seconds", "CPU that the process used, user and system.", self._cpu())
         yield from self._store(now.store)
         yield from self._shadow(now)
+        if now.drift is not None:
+            yield from drift_metrics(self._topology, now.drift)
         yield gauge(
             "cost_per_million_predictions",
             "Price of the CPU of a million predictions, over the last five minutes.",

@@ -29,6 +29,7 @@ class BatchSize(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("rows", "key_bytes", "value_bytes", "header_bytes", "header_rows")),
         ("first_ns", c_int64),
+        ("ends", c_int64),
         ("errors", c_int64),
         ("error", c_int32),
         ("partition", c_int32),
@@ -60,6 +61,7 @@ _FUNCTIONS: dict[str, Signature] = {
     "reader_free": (None, [c_void_p]),
     "reader_take": (c_int, [c_void_p, c_char_p, c_int32]),
     "reader_fetch": (None, [c_void_p, c_int, c_int, c_int, c_int, c_int64, POINTER(BatchSize)]),
+    "reader_ends": (None, [c_void_p, c_void_p, c_void_p]),
     "reader_pack": (None, [c_void_p, POINTER(Batch)]),
 }
 

@@ -52,8 +52,14 @@ class PackedReader:
         self._next_lead, self._pause = 0.0, LEAD_S
         self._lead(tp.partition for tp in partitions)
         self._unsure.update(tp.partition for tp in partitions)
+        self._beside.take(partitions)
+
+    @property
+    def ended(self) -> dict[int, int]:
+        return self._beside.ended
 
     def release(self, partitions: Sequence[TopicPartition]) -> None:
+        self._beside.release(partitions)
         self._unsure.difference_update(tp.partition for tp in partitions)
 
     def _lead(self, partitions: Iterable[int]) -> None:
@@ -91,11 +97,25 @@ class PackedReader:
         )
         if size.rows:
             batch = self._pack(size)
-            if self._unsure:
-                self._unsure.difference_update(np.unique(batch.partitions).tolist())
+            if self._unsure or self.ended:
+                come = np.unique(batch.partitions).tolist()
+                self._unsure.difference_update(come)
+                for partition in come:
+                    self.ended.pop(partition, None)
+        if size.ends:
+            self._note_ends(size.ends, batch if size.rows else None)
+        if size.rows:
             yield batch
         if size.errors:
             self._judge(KafkaError(size.error, size.text.decode(errors="replace")), size.partition)
+
+    def _note_ends(self, count: int, batch: RawBatch | None) -> None:
+        partitions, offsets = np.empty(count, np.int32), np.empty(count, np.int64)
+        self._lib.reader_ends(self._reader, partitions.ctypes.data, offsets.ctypes.data)
+        for partition, end in zip(partitions.tolist(), offsets.tolist(), strict=True):
+            later = batch is not None and (batch.offsets[batch.partitions == partition] >= end).any()
+            if not later:
+                self.ended[partition] = end
 
     def _strays(self, rows: int = STRAYS, size: int = STRAY_BYTES) -> Iterator[RawBatch]:
         """The group's callbacks and errors; and records of a partition whose queue did not lead here yet.

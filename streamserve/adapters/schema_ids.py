@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from streamserve.errors import SchemaError, SchemaRegistryError
-from streamserve.pipeline import prediction, shadow_decision
+from streamserve.pipeline import drift_window, pane_chunk, prediction, shadow_decision
 from streamserve.pipeline.schemas import EventSchema
 from streamserve.settings import Settings
 
@@ -41,6 +41,8 @@ class PinnedIndex:
         self._files: dict[int, tuple[str, str]] = {  # id: (subject, text)
             prediction.PINNED_ID: ("", prediction.SCHEMA_TEXT),
             shadow_decision.PINNED_ID: ("", shadow_decision.SCHEMA_TEXT),
+            pane_chunk.PINNED_ID: ("", pane_chunk.SCHEMA_TEXT),
+            drift_window.PINNED_ID: ("", drift_window.SCHEMA_TEXT),
         }
         if not self._path.exists():
             return

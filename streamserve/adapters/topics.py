@@ -79,8 +79,16 @@ def wanted_topics(topology: Topology) -> list[Wanted]:
         output("predictions", "predictions", retention_ms=str(7 * DAY_MS)),
         output("shadow-decisions", "shadow pairs", retention_ms=str(7 * DAY_MS)),
         output("dead-letters", "events that failed", retention_ms=str(30 * DAY_MS), max_message_bytes=roomy),
-        output("panes", "drift counts", 1, retention_ms=str(7 * DAY_MS)),
+        Wanted(
+            topology.topic("panes"),
+            1,
+            "drift counts",
+            {"cleanup.policy": "delete"},
+            # The broker's time: how long a partition is silent must not depend on the clocks of workers
+            {"message.timestamp.type": "LogAppendTime", "retention.ms": str(7 * DAY_MS)},
+        ),
         output("drift", "drift windows", 1, retention_ms=str(90 * DAY_MS)),
+        output("drift-alerts", "drift alerts", 1, retention_ms=str(90 * DAY_MS)),
         output("outcomes", "labels", retention_ms=str(30 * DAY_MS)),
         output("quality", "live quality", 1, retention_ms=str(90 * DAY_MS)),
         Wanted(CONTROL, 1, "commands", LOG, exact_partitions=True),

@@ -22,7 +22,7 @@ import pyarrow as pa
 from streamserve.adapters.control_state import Control
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.redis_store import RedisStore
-from streamserve.adapters.shadow_output import ShadowOutput
+from streamserve.adapters.side_output import SideOutput
 from streamserve.adapters.topics import Topics
 from streamserve.agents.isolated import Isolated
 from streamserve.errors import IsolatedError, StreamserveError
@@ -296,7 +296,7 @@ def make_shadowing(
         begin,
         versions.plan,
         RedisStore(settings),
-        ShadowOutput(clients, topics.max_bytes([topic])[topic]),
+        SideOutput(clients, topics.max_bytes([topic])[topic]),
         topic=topic,
         limits=topics.limits(topic),
         rows=settings.shadow_rows,

@@ -12,13 +12,11 @@ import contextlib
 import gc
 import logging
 import os
-import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from streamserve import __version__
@@ -28,18 +26,20 @@ from streamserve.adapters.incarnation import Incarnations, worker_name
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
-from streamserve.adapters.onnx import RUNTIME, OnnxSession
+from streamserve.adapters.onnx import OnnxSession
 from streamserve.adapters.progress_log import ProgressLog
 from streamserve.adapters.redis_store import RedisStore
 from streamserve.adapters.rights import check_rights
-from streamserve.adapters.schema_ids import SchemaIds, schema_ids
+from streamserve.adapters.schema_ids import schema_ids
 from streamserve.adapters.topics import Topics, refuse
 from streamserve.agents.audit import Audit
+from streamserve.agents.drifting import make_drifting
 from streamserve.agents.isolated import isolation
 from streamserve.agents.preparing import Preparing
 from streamserve.agents.presence import Presence
 from streamserve.agents.scoring import Scoring
 from streamserve.agents.shadowing import make_shadowing
+from streamserve.agents.starting import about, decoder, faust_folder, unwritable
 from streamserve.agents.trials import Trials
 from streamserve.agents.web import Health, add_pages
 from streamserve.control.state import State
@@ -48,10 +48,8 @@ from streamserve.errors import ControlError, SettingsError, StreamserveError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
 from streamserve.models.session import SessionSettings
-from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import Pipeline
 from streamserve.pipeline.prediction import SCHEMA_TEXT
-from streamserve.pipeline.schemas import EventSchema
 from streamserve.records import ControlView, OutputBatch, RawBatch, Routed, TopicPartition
 from streamserve.settings import Settings
 from streamserve.simulate.describe import check_features
@@ -112,17 +110,23 @@ class Worker:
         self._preparing.serve()  # who joins later warms every version in force first
         ids = schema_ids(settings)
         predictions = topology.topic("predictions")
+        self._drifting = make_drifting(
+            self._clients, catalogue, topics, ids, versions, self._custody, worker_name(),
+            lambda place: self._intake.end_of(place),  # noqa: PLW0108  (which is made later)
+            lambda: self._control.state.stable,
+        )  # fmt: skip
         pipeline = Pipeline(
             catalogue,
-            _decoder(catalogue, schema, ids, self._control.state.segments),
+            decoder(catalogue, schema, ids, self._control.state.segments),
             Trials(versions, settings.candidate_deadline, settings.batches_in_flight),
             self._store,
             schema_id=ids.id_of(f"{predictions}-value", SCHEMA_TEXT),
             limits=topics.limits(predictions),
             release=__version__,
             clock_ns=time.monotonic_ns,
+            tallying=None if self._drifting is None else self._drifting.tallying,
         )
-        self.metrics = Metrics(topology.name, _about(topology, settings), price=settings.core_hour_price)
+        self.metrics = Metrics(topology.name, about(topology, settings), price=settings.core_hour_price)
         limits = topics.max_bytes([predictions, topology.topic("dead-letters")])
         admin = self._clients.admin()
         self._intake = Intake(
@@ -236,10 +240,12 @@ class Worker:
             f"streamserve-{self.topology.name}",
             web_host=settings.web_host,
             web_port=settings.web_port,
-            datadir=str(_faust_folder(settings.home)),
+            datadir=str(faust_folder(settings.home)),
         )
         self._topic = batches(app, settings.batches_in_flight + 1)
         app.agent(self._topic, name="scoring")(self._agent)
+        if self._drifting is not None:
+            self._drifting.join(app)
         add_pages(app, self.health, self._exposition, CONTENT_TYPE)
         return app
 
@@ -261,6 +267,7 @@ class Worker:
                 shadow=self._shadowing.tally(),
                 shadow_waiting=self._shadowing.waiting,
                 shadow_lost=self._shadowing.lost,
+                drift=None if self._drifting is None else self._drifting.reading(),
             )
         )
 
@@ -287,7 +294,7 @@ class Worker:
             await self._app.start()
         except OSError as error:
             self._failure = (
-                _unwritable(error, str(error.filename))
+                unwritable(error, str(error.filename))
                 if error.filename is not None
                 else SettingsError(
                     f"the pages can't be served: {error.strerror or error}",
@@ -319,6 +326,14 @@ class Worker:
                 ("audit", self._audit.run, self._closing),
             )
         ]  # fmt: skip
+        if self._drifting is not None:
+            followers += [
+                threading.Thread(target=self._beside, args=args, name=name, daemon=True)
+                for name, *args in (
+                    ("references", self._drifting.run, self._closing),
+                    ("drift", self._drifting.read, self._closing, self._loop),
+                )
+            ]
         for follower in followers:
             follower.start()
         self._intake.start()
@@ -347,6 +362,8 @@ class Worker:
             follower.join(2)
         self._scoring.close()
         self._store.close()
+        if self._drifting is not None:
+            self._drifting.close()
         with contextlib.suppress(asyncio.CancelledError):
             await self._app.stop()
         LOG.info("stopped after %d commits", self._intake.custody.commits)
@@ -357,46 +374,3 @@ class Worker:
             os._exit(EXIT_AT_ONCE)
         LOG.info("stopping: finishing what is in flight")
         self._stop.set()
-
-
-def _about(topology: Topology, settings: Settings) -> dict[str, str]:
-    """What runs here, for the metrics: to see a release, or a figure, by what made it."""
-    return {
-        "topology": topology.name,
-        "version": __version__,
-        "python": platform.python_version(),
-        "onnxruntime": RUNTIME,
-        "provider": settings.provider,
-    }
-
-
-def _faust_folder(home: Path) -> Path:
-    """Faust makes this folder, but not its parents; nothing is kept in it."""
-    folder = home / "faust"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(error, str(folder)) from None
-    return folder
-
-
-def _unwritable(error: OSError, where: str) -> SettingsError:
-    return SettingsError(
-        f"the folder of local state can't be made: {error.strerror}",
-        where=where,
-        mend="point STREAMSERVE_HOME at a folder that can be written",
-    )
-
-
-def _decoder(catalogue: Catalogue, schema: EventSchema, ids: SchemaIds, segments: Iterable[str]) -> EventDecoder:
-    """segments: fields that rules may name, as the control log lists them: every worker alike has to know them."""
-    source = catalogue.topology.source
-    if source.format == "avro":
-        ids.id_of(f"{source.topic}-value", schema.text)
-    return EventDecoder(
-        schema,
-        format=source.format,
-        paths={*catalogue.paths(), *segments},
-        event_time=source.event_time,
-        writers=ids if source.format == "avro" else None,
-    )

@@ -7,13 +7,13 @@ passes that was read before its partition was taken up anew. No client and no cl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from streamserve.delivery.emitter import BoundaryHook, Emitter, Membership, Outcome
 from streamserve.delivery.gate import Gate
-from streamserve.delivery.ledger import Ledger
+from streamserve.delivery.ledger import Boundary, Ledger
 from streamserve.records import OutputBatch, RawBatch, TopicPartition
 
 
@@ -58,6 +58,8 @@ class Custody:
             self._ledger.forget(gone)
             for partition in gone:
                 self._rewound.pop(partition, None)
+            for hook in self.hooks:
+                hook.drop(gone)
 
     def send(self, batch: OutputBatch, emitter: Callable[[], Emitter | None]) -> None:
         """Send what of a batch still counts. emitter: asked under the lock; None: nothing counts any more.
@@ -70,6 +72,8 @@ class Custody:
             if open_ is not None and passed.covers:
                 open_.send(passed)
                 self._ledger.sent(passed.covers)
+                for hook in self.hooks:
+                    hook.sent(passed)
 
     def commit(self, emitter: Emitter, group: Membership, limit: float) -> Outcome:
         """Everything that was sent is acknowledged, its offsets are stored. limit: seconds.
@@ -83,23 +87,31 @@ class Custody:
             if emitter.spoilt:
                 outcome = Outcome.ABORTED
             elif not boundaries:
-                return Outcome.DONE
+                outcome = Outcome.DONE
             else:
                 for hook in self.hooks:
                     hook.prepare(boundaries)
                 outcome = emitter.commit(boundaries, group, limit)
             if outcome is Outcome.DONE:
-                self._ledger.committed(boundaries)
-                self.commits += 1
+                self._end_commit(boundaries)
             elif outcome is Outcome.ABORTED:
                 self._rewind(emitter)
-            for hook in self.hooks if boundaries else ():
-                (hook.committed if outcome is Outcome.DONE else hook.void)(boundaries)
         return outcome
+
+    def _end_commit(self, boundaries: Sequence[Boundary]) -> None:
+        if boundaries:
+            self._ledger.committed(boundaries)
+            self.commits += 1
+        for hook in self.hooks:
+            if boundaries:
+                hook.committed(boundaries)
+            hook.rest(self._ledger.resting())
 
     def _rewind(self, emitter: Emitter) -> None:
         """What was sent since the last commit is void, and so is all that is read until its partition is led back."""
         self.aborts += 1
+        for hook in self.hooks:
+            hook.void()
         emitter.abort()
         self._rewound = self._ledger.rewind()
         self._gate.close(self._rewound)
@@ -152,5 +164,7 @@ class Custody:
             if emitter.transactional and not left.isdisjoint(gone):
                 self._rewind(emitter)
             epochs = self.owner_epochs()
+            for hook in self.hooks:
+                hook.give_up(gone)
             self.drop(gone)
         return {partition: epochs[partition] for partition in gone if partition in epochs}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import Protocol
 
 from streamserve.delivery.ledger import Boundary
-from streamserve.records import OutputBatch
+from streamserve.records import OutputBatch, TopicPartition
 
 
 class Outcome(Enum):
@@ -26,17 +26,33 @@ class StartAnewError(Exception):
 
 
 class BoundaryHook(Protocol):
-    """Whoever has something of its own to commit along with offsets: drift panes, cutovers.
+    """Whoever has something of its own to say of what is committed: drift counts. Calls come one at a time.
 
-    Of each commit it hears `prepare` before the barrier (what it sends then is covered by the barrier), and afterwards
-    one of `committed` and `void`. A void range is prepared again, from the same start, or belongs to another worker.
+    Of each commit it hears `prepare` before the barrier and `committed` after it, or `void` where what was sent since
+    the last commit does not count: that is sent again. Neither: the commit is tried again, with what is sent meanwhile.
     """
+
+    def sent(self, batch: OutputBatch) -> None:
+        """What of a batch counts was sent."""
+        ...
 
     def prepare(self, boundaries: Sequence[Boundary]) -> None: ...
 
     def committed(self, boundaries: Sequence[Boundary]) -> None: ...
 
-    def void(self, boundaries: Sequence[Boundary]) -> None: ...
+    def void(self) -> None: ...
+
+    def rest(self, positions: Sequence[Boundary]) -> None:
+        """A commit is over, or there was nothing to commit: where each partition is that nothing was sent of since."""
+        ...
+
+    def give_up(self, partitions: Collection[TopicPartition]) -> None:
+        """Partitions are handed over, in good order: what is committed of them will not be sent again."""
+        ...
+
+    def drop(self, partitions: Collection[TopicPartition]) -> None:
+        """Partitions are gone."""
+        ...
 
 
 class Membership(Protocol):

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from streamserve.records import TopicPartition
-
-NOBODY = -1  # the owner epoch where nothing was claimed in the progress log
+from streamserve.records import NOBODY, TopicPartition
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class Boundary:
 class _Account:
     """A partition. begin: where it is read from after a rewind, as the client takes it (it may stand for "beginning").
 
-    first: the first offset sent since the last commit. sent: one past the last one.
+    first: where the next commit begins, once something was sent. sent: one past the last offset sent.
     """
 
     begin: int
@@ -65,7 +63,7 @@ class Ledger:
         for partition, (start, stop) in covers.items():
             account = self._accounts[partition]
             if account.first is None:
-                account.first = start if account.committed is None else account.committed
+                account.first = account.begin if account.begin >= 0 else start
             account.sent = stop
 
     def boundaries(self) -> tuple[Boundary, ...]:
@@ -74,6 +72,14 @@ class Ledger:
             Boundary(topic, partition, account.first, account.sent, account.owner_epoch)
             for (topic, partition), account in sorted(self._accounts.items())
             if account.first is not None and account.sent is not None
+        )
+
+    def resting(self) -> tuple[Boundary, ...]:
+        """Partitions of which nothing was sent since the last commit: an empty range where each is, in client words."""
+        return tuple(
+            Boundary(topic, partition, account.begin, account.begin, account.owner_epoch)
+            for (topic, partition), account in sorted(self._accounts.items())
+            if account.first is None
         )
 
     def committed(self, boundaries: Iterable[Boundary]) -> None:

@@ -18,8 +18,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from streamserve.delivery.ledger import NOBODY
-from streamserve.records import Cutover, TopicPartition
+from streamserve.records import NOBODY, Cutover, TopicPartition
 
 SCHEMA_VERSION = 1
 Number = Annotated[int, Field(ge=0)]

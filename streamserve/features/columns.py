@@ -134,6 +134,10 @@ class BatchColumns:
             self._codes[key] = Column(self._code(feature.path, vocabulary))
         return self._codes[key]
 
+    def coded(self, path: str, words: tuple[str, ...]) -> NDArray[np.int32]:
+        """A text of the events by its place among some words: 0 missing, 1 none of them, 2.. by place."""
+        return self._code(path, words)
+
     def default(self, name: str) -> float | str | None:
         """What a null of this feature becomes; None: nothing was said."""
         atom = self._catalogue.atoms.get(name)

@@ -117,6 +117,48 @@ class Registry:
             )
         return path
 
+    def attach(self, model: str, version: str, name: str, content: bytes) -> Path:
+        """Write a file that was learned after the version was added beside its own, in place of an earlier one.
+
+        Raises:
+            ModelError: there is no such version, or it can't be written.
+        """
+        taken = {MANIFEST, *(ref.path for ref in _refs(self.manifest(model, version)))}
+        folder = self.folder(model, version)
+        if name in taken:
+            raise ModelError(f"{name} is a file of the version itself", where=str(folder), mend="name it otherwise")
+        draft = folder / f".{name}.{os.getpid()}"
+        try:
+            draft.write_bytes(content)
+            return draft.replace(folder / name)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise ModelError(
+                f"{name} can't be written: {error.strerror}",
+                where=str(folder),
+                mend="check the folder's rights and its free space",
+            ) from None
+
+    def attached(self, model: str, version: str, name: str) -> bytes | None:
+        """What was attached under this name; None: nothing."""
+        path = self.folder(model, version) / name
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ModelError(
+                f"{name} can't be read: {error.strerror}", where=str(path), mend="check the folder's rights"
+            ) from None
+
+    def attached_stamp(self, model: str, version: str, name: str) -> tuple[int, int] | None:
+        """Something that changes with what is attached; None: nothing is."""
+        try:
+            found = (self.folder(model, version) / name).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
     def add(self, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Path:
         """Write a version: its manifest, and each file under the name that the manifest gives it.
 
@@ -126,7 +168,7 @@ class Registry:
         target = self.folder(manifest.model, manifest.version)
         if target.exists():
             raise _there_already(manifest, target)
-        refs = [ref for ref in (manifest.file, manifest.golden, *manifest.attachments.values()) if ref is not None]
+        refs = _refs(manifest)
         if {ref.path for ref in refs} != set(files) or MANIFEST in files:
             raise ModelError(
                 f"the manifest names the files {sorted(ref.path for ref in refs)}, found {sorted(files)}",
@@ -157,6 +199,10 @@ class Registry:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         return target
+
+
+def _refs(manifest: Manifest) -> list[FileRef]:
+    return [ref for ref in (manifest.file, manifest.golden, *manifest.attachments.values()) if ref is not None]
 
 
 def _there_already(manifest: Manifest, target: Path) -> ModelError:

@@ -45,7 +45,7 @@ typedef struct { /* rd_kafka_vu_t */
 
 enum { TOPIC = 2, VALUE = 4, KEY = 5, FLAGS = 7, TIMESTAMP = 8, HEADERS = 10 }; /* rd_kafka_vtype_t */
 enum { CHUNK = 512 }; /* messages taken before their bytes are looked at */
-enum { COPY = 2, PRODUCER = 0, OUT_OF_MEMORY = -1, OUT_OF_RANGE = -140 };
+enum { COPY = 2, PRODUCER = 0, OUT_OF_MEMORY = -1, OUT_OF_RANGE = -140, PARTITION_EOF = -191 };
 
 typedef int (*on_new_t)(rk_t *, const void *, void *, char *, size_t);
 typedef int (*on_message_t)(rk_t *, message *, void *);
@@ -232,6 +232,7 @@ int64_t produce(client *one, rk_t *topic, int64_t start, int64_t stop, const col
 typedef struct {
     client *of;
     rk_t *queue;
+    struct { int32_t *partitions; int64_t *offsets; int64_t count, room; } ends; /* reached since the last fetch began */
     int capacity, count;
     message *held[];
 } reader;
@@ -239,6 +240,7 @@ typedef struct {
 typedef struct {
     int64_t rows, key_bytes, value_bytes, header_bytes, header_rows;
     int64_t first_ns; /* CLOCK_MONOTONIC when the first message was there */
+    int64_t ends;     /* ends of partitions that were reached, for `reader_ends` */
     int64_t errors;   /* messages that are errors of a partition; of the first: */
     int32_t error, partition;
     char text[512];
@@ -277,6 +279,8 @@ static void drop_held(reader *from) {
 void reader_free(reader *one) {
     drop_held(one);
     rd_kafka_queue_destroy(one->queue);
+    free(one->ends.partitions);
+    free(one->ends.offsets);
     free(one);
 }
 
@@ -329,17 +333,43 @@ static int64_t now_ns(void) {
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+/* Notes the end that a message tells of, and lets it go. One for which there is no room is told again, with the next. */
+static void note_end(reader *one, message *found) {
+    if (one->ends.count == one->ends.room) {
+        int64_t room = one->ends.room * 2 + 64;
+        int32_t *partitions = realloc(one->ends.partitions, room * sizeof *partitions);
+        if (partitions) one->ends.partitions = partitions;
+        int64_t *offsets = partitions ? realloc(one->ends.offsets, room * sizeof *offsets) : NULL;
+        if (offsets) one->ends.offsets = offsets, one->ends.room = room;
+    }
+    if (one->ends.count < one->ends.room) {
+        one->ends.partitions[one->ends.count] = found->partition;
+        one->ends.offsets[one->ends.count++] = found->offset;
+    }
+    rd_kafka_message_destroy(found);
+}
+
+/* The partitions whose end the last fetch reached, and where that is; they come in the order of their records. */
+void reader_ends(const reader *one, int32_t *partitions, int64_t *offsets) {
+    memcpy(partitions, one->ends.partitions, one->ends.count * sizeof *partitions);
+    memcpy(offsets, one->ends.offsets, one->ends.count * sizeof *offsets);
+}
+
 /* Waits up to wait_ms for a first message, then up to fill_ms until there are fill_rows; takes what is there beyond
  * that, up to max_rows, and stops soon after max_bytes. The messages are held until `reader_pack` or the next call. */
 void reader_fetch(reader *one, int wait_ms, int fill_rows, int fill_ms, int max_rows, int64_t max_bytes,
                   batch_size *size) {
+    int64_t began = now_ns();
     drop_held(one);
+    one->ends.count = 0;
     memset(size, 0, sizeof *size);
     if (max_rows > one->capacity) max_rows = one->capacity;
     int64_t bytes = 0;
     while (one->count < max_rows && bytes < max_bytes) {
         int64_t want = max_rows - one->count, wait = wait_ms;
         if (!one->count) {
+            if (one->ends.count) wait -= (now_ns() - began) / 1000000;
+            if (wait < 0) break;
             want = 1;
         } else {
             int64_t fitting = (max_bytes - bytes) / (bytes / one->count + 1) + 1;
@@ -354,15 +384,22 @@ void reader_fetch(reader *one, int wait_ms, int fill_rows, int fill_ms, int max_
             if (wait && one->count) continue; /* the wait is over: once more for what has come meanwhile */
             break;
         }
+        int kept = one->count;
         for (ssize_t i = 0; i < got; i++) {
-            const message *found = one->held[one->count + i];
+            message *found = one->held[one->count + i];
+            if (found->err == PARTITION_EOF) {
+                note_end(one, found);
+                continue;
+            }
+            one->held[kept++] = found;
             note(size, found);
             bytes += found->value_size + found->key_size;
         }
-        if (!one->count) size->first_ns = now_ns();
-        one->count += got;
+        if (!one->count && kept) size->first_ns = now_ns();
+        one->count = kept;
         if (got < want && !wait) break;
     }
+    size->ends = one->ends.count;
 }
 
 static void pack_headers(const message *from, int64_t row, batch *to, int32_t *at) {

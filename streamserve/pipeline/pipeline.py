@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from streamserve.drift.tallies import BatchTallies
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.columns import BatchColumns
 from streamserve.features.rows import FeatureStore
@@ -27,6 +28,7 @@ from streamserve.pipeline.prediction import Provenance
 from streamserve.pipeline.route import route
 from streamserve.pipeline.score import Scorer
 from streamserve.pipeline.shadow import Shadowed, choose
+from streamserve.pipeline.tally import Tallying, tally
 from streamserve.records import (
     Assignment,
     ControlView,
@@ -66,7 +68,7 @@ class Result:
     """Everything that is known of a batch on its way; what `explain` and the tests look into.
 
     assignment: who answered in the end. fallbacks: by candidate and error, the events that stable answered for it.
-    shadowed: what is to be scored by a candidate as well.
+    shadowed: what is to be scored by a candidate as well. tallied: drift counts; None: none are kept.
     """
 
     events: EventBatch
@@ -77,6 +79,7 @@ class Result:
     times: StageTimes
     fallbacks: Mapping[tuple[str, str], int]
     shadowed: Shadowed | None = None
+    tallied: BatchTallies | None = None
 
 
 class Pipeline:
@@ -86,6 +89,7 @@ class Pipeline:
         clock_ns: monotonic nanoseconds, for the stage times; the pipeline owns no clock. The one that stamped
             `RawBatch.ready_ns`, where the wait before the first stage is to be right.
         release: of streamserve, written into dead letters.
+        tallying: by what drift is counted; None: it is not.
     """
 
     def __init__(
@@ -99,10 +103,12 @@ class Pipeline:
         limits: TimestampLimits,
         release: str,
         clock_ns: Callable[[], int],
+        tallying: Tallying | None = None,
     ) -> None:
         topology = catalogue.topology
         self._catalogue, self._decoder, self._versions, self._store = catalogue, decoder, versions, store
         self._limits, self._release, self._clock_ns = limits, release, clock_ns
+        self._tallying = tallying
         self._about = Provenance(
             topology=topology.name,
             model=topology.model,
@@ -151,6 +157,7 @@ class Pipeline:
         if view.shadow is not None:
             said = [(matrix, scores, loaded[matrix.version].plan) for matrix, scores in answers.stable]
             shadowed = choose(view.shadow, columns, assignment, said, self._about)
+        tallied = None if self._tallying is None else tally(self._tallying, columns, made)
         return Result(
             events=events,
             assignment=assignment,
@@ -160,6 +167,7 @@ class Pipeline:
             times=times,
             fallbacks=fallbacks,
             shadowed=shadowed,
+            tallied=tallied,
         )
 
     def process(self, raw: RawBatch, view: ControlView, now_ms: int) -> OutputBatch:
@@ -182,6 +190,7 @@ class Pipeline:
             statuses=_count_statuses(result.matrices),
             times=StageTimes(wall, result.times.versions),
             shadowed=result.shadowed,
+            tallied=result.tallied,
         )
 
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from streamserve.drift.edges import quantile_edges as psi_edges
+from streamserve.drift.psi import psi as psi_of_counts
+from streamserve.drift.psi import unit
+from streamserve.drift.tails import chi2_beyond
 from streamserve.records import Floats, Int64s
 
 Z_95 = 1.959963984540054
 EXACT = 1000  # discordant pairs up to which McNemar's test is the exact one: sums of whole numbers, some 0.2 ms
 BINS = 10  # of a PSI
 EVENTS_A_BIN = 20  # a PSI has fewer bins, or is none, where there are fewer events for each
-HALF = 0.5  # is added to each count of a PSI: an empty bin would make it infinite
-LARGEST = float(np.finfo(np.float64).max)
-NEAR, NEAR_ZERO = 1e-6, 1e-12  # scores that near to one that is the outermost are its equals, relative and at 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +47,6 @@ def share(count: int, of: int) -> Share:
     half = Z_95 / (1 + z2 / of) * math.sqrt(p * (1 - p) / of + z2 / (4 * of * of))
     low, high = (0.0 if count == 0 else middle - half), (1.0 if count == of else middle + half)
     return Share(count, of, p, max(0.0, low), min(1.0, high))
-
-
-def chi2_beyond(x: float, df: int) -> float:
-    """The probability that a chi-squared variable of `df` degrees of freedom is above x.
-
-    Whole degrees have a closed form: Abramowitz and Stegun 1964, 26.4.4 and 26.4.5.
-    """
-    if df < 1 or not x > 0:
-        return 1.0
-    h = x / 2
-    if df % 2:
-        steps = np.arange((df - 1) // 2) + HALF
-        first = math.erfc(math.sqrt(h))
-    else:
-        steps = np.arange(df // 2, dtype=float)
-        first = 0.0
-    return min(1.0, first + sum(math.exp(j * math.log(h) - h - math.lgamma(j + 1)) for j in steps.tolist()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +144,8 @@ class Psi:
 def psi(reference: Floats, other: Floats, bins: int = BINS) -> Psi | None:
     """The population stability index of `other` against `reference`, in bins of the reference's quantiles.
 
-    The sum over bins of (q - p) ln(q / p): Siddiqi 2006; it is Jeffreys' divergence (Kullback and Leibler 1951). Where
-    nothing changed, PSI / (1/n1 + 1/n2) is about chi-squared with B - 1 degrees of freedom (Yurdakul and Naranjo
-    2020), so its mean is (B - 1)(1/n1 + 1/n2). That is for samples of different events; scores of the same events
-    differ less, so the noise told here is rather too high than too low.
+    Its formula, and what it is where nothing changed, are in `drift.psi`. That is for samples of different events;
+    scores of the same events differ less, so the noise told here is rather too high than too low.
 
     NaN is a bin of its own; the infinities are in the outermost. None: fewer than two bins of EVENTS_A_BIN events.
     """
@@ -172,43 +153,13 @@ def psi(reference: Floats, other: Floats, bins: int = BINS) -> Psi | None:
     if bins < 2:  # noqa: PLR2004
         return None
     edges = psi_edges(reference, bins)
-    counts = np.array([_counts(reference, edges), _counts(other, edges)], np.float64)
-    counts = counts[:, counts.any(0)]
-    width = counts.shape[1]
-    p, q = (counts + HALF) / (counts.sum(1, keepdims=True) + HALF * width)
-    value = float(((q - p) * np.log(q / p)).sum())
-    unit = 1 / len(reference) + 1 / len(other)
-    return Psi(value, (width - 1) * unit, chi2_beyond(value / unit, width - 1), width, len(reference))
+    one, two = _counts(reference, edges), _counts(other, edges)
+    width = int(((one > 0) | (two > 0)).sum())
+    value, once = psi_of_counts(one, two), unit(len(reference), len(other))
+    return Psi(value, (width - 1) * once, chi2_beyond(value / once, width - 1), width, len(reference))
 
 
-def psi_edges(reference: Floats, bins: int) -> Floats:
-    """Where the bins end: at the quantiles, halfway to the next value, so that rounding moves no score to another bin.
-
-    A value that spans several quantiles (few distinct scores, a constant one) is a bin of its own.
-    """
-    ordered = np.sort(reference[~np.isnan(reference)])
-    if not len(ordered):
-        return np.zeros(0)
-    at = np.ceil(len(ordered) * np.arange(1, bins) / bins).astype(np.intp) - 1
-    values, times = np.unique(ordered[at], return_counts=True)
-    first, after = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
-    heavy = times > 1
-    near = np.where(values == 0, NEAR_ZERO, np.abs(values) * NEAR)
-    with np.errstate(invalid="ignore", over="ignore"):  # where a neighbour is infinite
-        below = np.where(first > 0, _between(ordered[first - 1], values), values - near)
-        above = np.where(
-            after < len(ordered), _between(values, ordered[np.minimum(after, len(ordered) - 1)]), values + near
-        )
-    inner = heavy | (after < len(ordered))
-    edges: Floats = np.unique(np.concatenate([below[heavy], above[inner]]))
-    return edges[~np.isnan(edges)]
-
-
-def _between(low: Floats, high: Floats) -> Floats:
-    return np.clip(low / 2 + high / 2, -LARGEST, LARGEST)
-
-
-def _counts(values: Floats, edges: Floats) -> NDArray[np.intp]:
+def _counts(values: Floats, edges: Floats) -> Int64s:
     """Events a bin; the last is that of NaN."""
     missing = np.isnan(values)
     at = np.searchsorted(edges, values[~missing], "left")

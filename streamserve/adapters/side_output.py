@@ -1,7 +1,7 @@
-"""Where shadow decisions leave: a producer of their own, for whom nothing that stable does ever waits.
+"""Where shadow decisions and pane chunks leave: producers of their own, so that their topics can't hold up stable.
 
-In exactly-once mode too: in the transaction of the predictions, a shadow topic that is full, gone or refused would hold
-them up. What can't be written is dropped and counted.
+In exactly-once mode too: in the transaction of the predictions, a topic that is full, gone or refused would. What can't
+be written is dropped and counted.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LINGER_MS = 20
 TIMEOUT_MS = 30_000  # until a record that the broker does not take is given up
 
 
-class ShadowOutput:
+class SideOutput:
     """Its caller serialises the calls, but for `lost`. limit: the topic's max.message.bytes."""
 
-    def __init__(self, clients: Clients, limit: int) -> None:
+    def __init__(self, clients: Clients, limit: int, linger_ms: int = LINGER_MS) -> None:
         messages = MessageWriter()
         producer, handle = clients.batch_producer(
             delivery_report_only_error=True,
@@ -34,7 +34,7 @@ class ShadowOutput:
             message_timeout_ms=TIMEOUT_MS,
             batch_size=min(1_000_000, limit),
             compression_type="lz4",
-            linger_ms=LINGER_MS,
+            linger_ms=linger_ms,
             on_delivery=messages.on_delivery,
         )
         self._producer: Producer = producer
@@ -62,6 +62,10 @@ class ShadowOutput:
             skipped = len(fitting) - place if full else 1
             self._dropped, place = self._dropped + skipped, place + skipped
         self._producer.poll(0)
+
+    def settled(self, seconds: float) -> bool:
+        """Wait so long at most until the broker has answered for all that was written; whether it has."""
+        return not self._producer.flush(seconds)
 
     def close(self, seconds: float) -> None:
         """Wait so long at most for what is on its way."""

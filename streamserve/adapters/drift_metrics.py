@@ -1,0 +1,54 @@
+"""Drift as metrics: the latest window of each version, on the worker that tells windows; chunks, on every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from streamserve.drift.alerts import Status
+from streamserve.drift.chunks import Series
+from streamserve.drift.judge import Judged
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReading:
+    """chunks, lost: written, and not arrived. troubles: times that windows had to wait. windows: the latest of each."""
+
+    chunks: int = 0
+    lost: int = 0
+    troubles: int = 0
+    windows: Mapping[Series, Judged] = field(default_factory=dict)
+
+
+def drift_metrics(topology: str, now: DriftReading) -> Iterable[Metric]:
+    known = [topology]
+    for name, help_, value in (
+        ("panes_chunks", "Chunks of drift counts written.", now.chunks),
+        ("panes_chunks_lost", "Chunks that did not reach their topic: windows are incomplete.", now.lost),
+        ("drift_troubles", "Times that drift windows had to wait, see the log.", now.troubles),
+    ):
+        counter = CounterMetricFamily(f"streamserve_{name}", help_, labels=["topology"])
+        counter.add_metric(known, value)
+        yield counter
+    labels = ["topology", "version", "segment"]
+    psi = GaugeMetricFamily("streamserve_drift_psi", "PSI of the latest window.", labels=[*labels, "measure"])
+    limit = GaugeMetricFamily(
+        "streamserve_drift_psi_limit", "PSI above which a window may count for an alert.", labels=[*labels, "measure"]
+    )
+    alert = GaugeMetricFamily("streamserve_drift_alert", "1 while a measure has drifted.", labels=[*labels, "measure"])
+    end = GaugeMetricFamily(
+        "streamserve_drift_window_end_seconds", "End of the latest window, event time since 1970.", labels=labels
+    )
+    rows = GaugeMetricFamily("streamserve_drift_window_rows", "Events of the latest window.", labels=labels)
+    for series, judged in sorted(now.windows.items(), key=lambda one: one[0].order):
+        whose = [*known, series.version, series.segment or ""]
+        end.add_metric(whose, judged.window.end_ms / 1000)
+        rows.add_metric(whose, judged.window.rows)
+        for one in judged.measures:
+            psi.add_metric([*whose, one.found.key], one.found.psi)
+            limit.add_metric([*whose, one.found.key], one.found.limit * one.found.unit)
+            alert.add_metric([*whose, one.found.key], float(one.status is Status.ALERT))
+    yield from (psi, limit, alert, end, rows)
