@@ -149,7 +149,8 @@ def _write_topology(folder: Path, name: str) -> Path:
             "from streamserve.topology import load_topology\n"
             f"base = load_topology(Path({str(ROOT / 'topologies' / 'flights.py')!r}))\n"
             f"source = base.source.model_copy(update={{'topic': {name + '.events'!r}}})\n"
-            f"topology = base.model_copy(update={{'name': {name!r}, 'source': source, 'delivery': {delivery!r}}})\n"
+            f"topology = base.model_copy(update={{'name': {name!r}, 'source': source, 'delivery': {delivery!r},"
+            " 'drift': None})\n"
             "del base\n"
         )
     return folder / "topology.py"

@@ -176,6 +176,18 @@ def commands(project: Project, options: Options) -> Results:
     return run(prepare(project, "bench-commands", 0), scale.commands, options.times, scale.settle_s, tell)
 
 
+def drift(project: Project, options: Options) -> Results:
+    """What counting for drift costs, and how soon a window is told."""
+    from bench.drift import drift as run
+    from bench.flights import prepare
+
+    scale = options.scale
+    world = prepare(project, "bench-drift", scale.flights)
+    found = run(world, options.times, scale.settle_s, 5 * scale.seconds, tell)
+    project.drop(world.topic)
+    return found
+
+
 PARTS: dict[str, Part] = {
     "contest": contest,
     "uniform": uniform,
@@ -186,6 +198,7 @@ PARTS: dict[str, Part] = {
     "restart": restart,
     "shadow": shadow,
     "commands": commands,
+    "drift": drift,
 }
 
 

@@ -238,6 +238,23 @@ def commands(found: Found) -> dict[str, str]:
     return {"commands": table(("milliseconds", "times", *NAMES), rows), "switch": table(head, moved)}
 
 
+def drift(found: Found) -> dict[str, str]:
+    live, told = found["live"], found["live"]["told_s"]
+    rows = [
+        ("counts beside the events, bytes of keys and values", f"{live['share']:.2%}"),
+        ("a window is told after its end, s: median, max", f"{statistics.median(told):.2f}, {max(told):.2f}"),
+        (
+            "after the chunk that moved the watermark past it",
+            f"{statistics.median(live['after_watermark_s']):.2f}, {max(live['after_watermark_s']):.2f}",
+        ),
+        ("windows seen", str(len(told))),
+    ]  # fmt: skip
+    return {
+        "drift": contestants(found["runs"], STREAMSERVE).replace("times the floor", "to without"),
+        "drift-live": table(("at 10,000 events a second", ""), rows),
+    }
+
+
 def about(found: Found) -> str:
     """Machine and versions."""
     said = {**found["machine"], "rounds": str(found["rounds"])}
@@ -256,4 +273,5 @@ PARTS: dict[str, Callable[[Any], dict[str, str]]] = {
     "restart": restart,
     "shadow": shadow,
     "commands": commands,
+    "drift": drift,
 }

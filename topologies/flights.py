@@ -1,7 +1,7 @@
 """Will a flight from New York arrive more than 15 minutes late, or not at all?"""
 
 from streamserve.topology import (
-    Source, Topology, View, category, days, derived, field, output, parts, stored, threshold,
+    Drift, Source, Topology, View, category, days, derived, field, output, parts, stored, threshold,
 )
 
 # What an average flight of March met stands in for rows that are missing or too old.
@@ -34,7 +34,7 @@ flights = Topology(
         derived("night", lambda hour: (hour < 6) | (hour >= 22), of="hour"),
         stored(carrier), stored(plane), stored(route),
     ),
-    model="flight-delay",
+    model="flight-delay", drift=Drift(window=days(7)),
     outputs={"late": output("probabilities", column=1)},
     decision=threshold("late", 0.4, labels=("on_time", "late")),
 )

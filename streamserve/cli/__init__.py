@@ -25,6 +25,7 @@ COMMANDS = {
     "control": ("control:control", "Send, check and follow commands."),
     "demo": ("demo:demo", "Score nine months of real flights, end to end."),
     "dev": ("dev:dev", "Run a local Kafka and Redis."),
+    "drift": ("drift:drift", "Watch what a model is fed, and what it says, for drift."),
     "events": ("events:events", "Feed recorded events to a source topic."),
     "explain": ("explain:explain", "Show where a prediction came from."),
     "features": ("features:features", "Load precomputed features into Redis."),

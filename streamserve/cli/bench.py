@@ -13,7 +13,7 @@ import click
 import streamserve
 from streamserve.errors import ConfigError
 
-PARTS = ("contest", "uniform", "vectors", "latency", "growth", "memory", "restart", "shadow", "commands")
+PARTS = ("contest", "uniform", "vectors", "latency", "growth", "memory", "restart", "shadow", "commands", "drift")
 
 
 @click.command()

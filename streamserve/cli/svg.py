@@ -1,7 +1,7 @@
 """Small plots as inline SVG: bars, a density, intervals and a line over time. Numbers in, one element out.
 
-Written by hand: five plots of some hundred marks need no library, and a page without scripts can be mailed. Colours are
-classes that the page gives, so that light and dark need no second plot. What is text is escaped here.
+Written by hand: seven plots of some hundred marks need no library, and a page without scripts can be mailed. Colours
+are classes that the page gives, so that light and dark need no second plot. What is text is escaped here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ ROW = 22  # of the intervals
 NAME_CHARACTERS = 22
 COUNTS = 76  # room for the events of each
 TONES = 8  # of a density
+CELL = 15  # a row of a heat map
+FLAGGED_TONES = 6
 DAY_MS = 86_400_000
 
 
@@ -116,7 +118,7 @@ def forest(rows: Sequence[tuple[str, Share, bool]], whole: Share) -> str:
     for number, (name, share, flagged) in enumerate(rows):
         y = TOP + ROW * (number + 0.5)
         kind = "flag" if flagged else "a"
-        short = name if len(name) <= NAME_CHARACTERS else "…" + name[1 - NAME_CHARACTERS :]  # its value tells it apart
+        short = _shortened(name, NAME_CHARACTERS)
         ends = f'x1="{x.at(share.low):.1f}" x2="{x.at(share.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
         parts.append(_text(left - 8, y + 4, short, "flagged" if flagged else "", "end", title=name))
         parts.append(f'<line class="i-{kind}" {ends}/>')
@@ -149,6 +151,60 @@ def timeline(moments: Sequence[Moment]) -> str:
         middle = y.at(one.agreement.value)
         parts.append(f'<line class="i-a" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>')
     return _svg(parts, HEIGHT, "agreement over time", width)
+
+
+def heat_map(rows: Sequence[tuple[str, Sequence[float | None]]], moments: Sequence[tuple[int, int]]) -> str:
+    """Parts of a limit, a row each and a column a span of time: darker is nearer to it, and flagged what is above it.
+
+    rows: name and a part a moment, None where there is none. moments: from, until.
+    """
+    left = 14 + CHARACTER * min(2 * NAME_CHARACTERS, max(len(name) for name, _ in rows))
+    width, first, last = 2 * WIDTH, moments[0][0], max(end for _, end in moments)
+    x, height = _Axis(first, last, left, width - RIGHT), TOP + CELL * len(rows) + BOTTOM
+    parts = []
+    for number, (name, values) in enumerate(rows):
+        y = TOP + CELL * number
+        parts.append(_text(left - 8, y + CELL - 4, _shortened(name, 2 * NAME_CHARACTERS), "", "end", title=name))
+        for (start, end), value in zip(moments, values, strict=True):
+            at, wide = x.at(start), max(1.0, x.at(end) - x.at(start) - 0.5)
+            kind = "none" if value is None else _tone(value)
+            said = "nothing" if value is None else f"{value:.2f} of its limit"
+            parts.append(
+                f'<rect class="{kind}" x="{at:.1f}" y="{y}" width="{wide:.1f}" height="{CELL - 1}">'
+                f"<title>{escape(name)}, {iso(start)[:16]}: {said}</title></rect>"
+            )
+    parts += [_text(x.at(tick), height - BOTTOM + 16, _clock(tick, first, last)) for tick in _times(first, last)]
+    parts.append(_label(x, height, "event time (UTC)"))
+    return _svg(parts, height, "PSI over time by measure", width)
+
+
+def _tone(part: float) -> str:
+    """Up to the limit tones of one colour; beyond it tones of the other, by doublings."""
+    if part <= 1:
+        return f"t{max(1, math.ceil(part * TONES / 2))}"
+    return f"f{min(FLAGGED_TONES, 1 + int(math.log2(part)))}"
+
+
+def shares(bins: Sequence[tuple[str, float, float]], names: tuple[str, str]) -> str:
+    """Two distributions over the same bins, side by side. bins: what it is called, its share before and after."""
+    left = 14 + CHARACTER * min(NAME_CHARACTERS, max(len(name) for name, _, _ in bins))
+    most = max(max(before, after) for _, before, after in bins) or 1.0
+    x, height = _Axis(0, most, left, WIDTH - RIGHT), TOP + 22 + ROW * len(bins) + BOTTOM
+    top = TOP + 22
+    parts = [*_x_ticks(x, height - BOTTOM, percents=True), *_legend(names), _label(x, height, "share of events")]
+    for number, (name, before, after) in enumerate(bins):
+        y = top + ROW * number
+        parts.append(_text(left - 8, y + 14, _shortened(name, NAME_CHARACTERS), "", "end", title=name))
+        for kind, share, at in (("a", before, y + 2), ("b", after, y + 11)):
+            parts.append(
+                f'<rect class="{kind}" x="{left:.1f}" y="{at}" width="{x.at(share) - left:.1f}" height="8">'
+                f"<title>{escape(name)}: {100 * share:.2f}%</title></rect>"
+            )
+    return _svg(parts, height, f"{names[0]} and {names[1]}")
+
+
+def _shortened(name: str, most: int) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]  # its end tells it apart
 
 
 # ---- what they share

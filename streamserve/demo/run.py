@@ -41,6 +41,7 @@ from streamserve.features.catalogue import Catalogue
 from streamserve.models.registry import Registry
 from streamserve.settings import Settings
 from streamserve.simulate.load import load_schema
+from streamserve.simulate.tallying import REFERENCE
 from streamserve.topology import load_topology
 
 TOPOLOGY = Path("topologies/flights.py")
@@ -88,6 +89,7 @@ def run_demo(settings: Settings, options: Options, command: Command, console: Co
         _tell(settings)
         _prepare(settings, folder, served, command, console)
         totals, sent, notes = _stream(settings, options, served, console, began)
+        _tell_drift(folder, command, console)
     _report(totals, sent, folder, console)
     _draw(totals, notes, folder, console)
     _point_on(totals, console)
@@ -138,10 +140,25 @@ def _prepare(settings: Settings, folder: Path, served: Path, command: Command, c
             console.print(f"[bold]training {version} on {month}[/]")
             schema = load_schema(settings, topology)
             add(version, train_version(Catalogue(topology), schema, folder, version, between=between), version)
+        if registry.attached(topology.model, version, REFERENCE) is None:
+            learned = folder / f"{version}.flights.parquet"
+            pq.write_table(window(pq.read_table(folder / "flights.parquet"), *between), learned)
+            like = [] if version == VERSION else ["--like", VERSION]
+            run("drift", "reference", str(TOPOLOGY), version, "--events", str(learned), *like)
     if BROKEN not in registry.versions(topology.model):
         (given,) = registry.manifest(topology.model, BETTER).inputs
         add(BROKEN, write_broken(folder / f"{BETTER}.onnx", given.features, SWAPPED), BETTER)
     run("topology", "init", str(TOPOLOGY), "--version", VERSION, "--if-new")
+
+
+def _tell_drift(folder: Path, command: Command, console: Console) -> None:
+    """What moved with the seasons. A short stream has passed no window yet."""
+    words = ["drift", "report", str(TOPOLOGY), "--html", str(folder / "drift.html")]
+    console.print(f"[bold]$ streamserve {shlex.join(words)}[/]", highlight=False)
+    try:
+        command(words)
+    except ConfigError as error:
+        console.print(f"  [dim]{error.what}[/]", highlight=False)
 
 
 def _stream(
@@ -302,6 +319,7 @@ def _point_on(totals: Totals, console: Console) -> None:
         f"streamserve explain {TOPOLOGY} {totals.last_id}",
         f"streamserve rollout history {TOPOLOGY}",
         f"streamserve shadow report {TOPOLOGY}",
+        f"streamserve drift report {TOPOLOGY}",
         f"streamserve dead-letters list {TOPOLOGY}",
         f"streamserve check {TOPOLOGY}",
         "streamserve dev down",
