@@ -242,6 +242,7 @@ class Drift(_Word):
         slide: a window begins so often; None: where the one before ends.
         lateness: event time for which a window takes late events, and is told again.
         share: of the entity keys whose events are counted, above 0 and up to 1.
+        segment: an event field whose most frequent values have windows of their own, beside those of all events.
         min_rows: a window with fewer events says nothing.
         threshold: how far the PSI of a window must be above what it is without drift, on average.
         alpha: the chance of a false alert, of any measure, in `per` windows.
@@ -254,6 +255,7 @@ class Drift(_Word):
     slide: timedelta | None = None
     lateness: timedelta = Field(default=timedelta(0), ge=timedelta(0))
     share: float = Field(default=1.0, ge=0.0001, le=1)
+    segment: Path_ | None = None
     min_rows: int = Field(default=100, ge=50)
     threshold: float = Field(default=0.005, ge=0, allow_inf_nan=False)
     alpha: float = Field(default=0.002, gt=0, lt=1)

@@ -79,10 +79,10 @@ def clients(endpoints, *, compiled: bool) -> Clients:
 class Reading:
     """A consumer that is given its partitions by hand, and its reader."""
 
-    def __init__(self, endpoints, topic: str, *, compiled: bool, epoch=lambda: 0) -> None:
+    def __init__(self, endpoints, topic: str, *, compiled: bool, epoch=lambda: 0, ends: bool = False) -> None:
         made = clients(endpoints, compiled=compiled)
         self.topic = topic
-        self.consumer, handle = made.member(f"g-{uuid.uuid4().hex[:8]}")
+        self.consumer, handle = made.member(f"g-{uuid.uuid4().hex[:8]}", ends=ends)
         assert (handle is not None) == compiled
         self.reader = (
             MessageReader(self.consumer, epoch, made.bootstrap)
@@ -245,6 +245,31 @@ def test_a_batch_ends_at_its_rows_and_at_its_bytes(endpoints, topic, compiled):
         by_bytes = reading.read(500, Fill(0.5, 1, 0, max_rows=1000, max_bytes=50_000))
         reading.close()
         assert max(batch.values.nbytes for batch in by_bytes) < 120_000
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("compiled", WAYS)
+def test_an_end_is_told_until_there_is_more_to_read(endpoints, topic, compiled):
+    reading, broker = Reading(endpoints, topic, compiled=compiled, ends=True), Broker(endpoints.bootstrap)
+    broker.produce(topic, [Record(b"k", b"v", partition=0) for _ in range(10)])
+    reading.take([0, 1])
+
+    def ended(*expected: tuple[int, int]) -> bool:
+        return not list(reading.reader.read(FILL)) and reading.reader.ended == dict(expected)
+
+    reading.read(10)
+    wait_until(lambda: ended((0, 10), (1, 0)), 15, "both ends")
+    broker.produce(topic, [Record(b"k", b"v", partition=1) for _ in range(2)])
+    reading.read(2)
+    wait_until(lambda: ended((0, 10), (1, 2)), 15, "the new end")
+    reading.consumer.seek(TopicPartition(topic, 0, 4))
+    reading.reader.forget_end(0)
+    assert reading.reader.ended == {1: 2}
+    assert sum(map(len, reading.read(6))) == 6
+    wait_until(lambda: ended((0, 10), (1, 2)), 15, "the end again")
+    reading.release([0])
+    assert reading.reader.ended == {1: 2}
+    reading.close()
 
 
 @pytest.mark.services

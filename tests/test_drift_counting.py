@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streamserve.adapters.pane_chunks import CONFIRM_S, PaneChunks
+from streamserve.adapters.pane_chunks import CONFIRM_S, MOST_CPU, PaneChunks
 from streamserve.adapters.schema_ids import PinnedIndex
 from streamserve.delivery.ledger import Boundary
 from streamserve.drift import binning, tallies
 from streamserve.drift.binning import Block, Watched
 from streamserve.drift.chunks import Cell, Chunk
 from streamserve.drift.measures import DEFAULT, DEFAULT_BIN, MISSING, NAN_BIN, UNSEEN_BIN, Measure, bins_of
-from streamserve.drift.tallies import BatchTallies, Groups, Tallied, Tallies, group
+from streamserve.drift.tallies import BatchTallies, Groups, Tallied, Tallies, group, with_whole
 from streamserve.pipeline.pane_chunk import PINNED_ID, chunk_of, encode, runs, spread
 from streamserve.simulate.explain import FramedReader
 
@@ -121,7 +123,8 @@ def test_groups_are_partition_pane_and_segment(data, rows, pane):
     )
     segments = data.draw(st.none() | hnp.arrays(np.int32, rows, elements=st.integers(0, 3)))
     found = group(partitions, times, pane, segments)
-    same = tallies._in_numpy(partitions, times, pane, segments) if rows else found
+    with mock.patch.object(tallies, "library", return_value=None):
+        same = group(partitions, times, pane, segments)
     both = [
         sorted(zip(one.partition, one.pane, one.segment, one.rows, one.latest, strict=True)) for one in (found, same)
     ]
@@ -149,6 +152,28 @@ def tallied(partitions, panes, counts, version="v1"):
         np.array(panes, np.int64) + 1,
     )
     return Tallied(version, "ref", groups, (None,), rows, counts)
+
+
+@pure
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.integers(1, 9)), max_size=40))
+def test_segments_are_told_apart_and_counted_with_the_whole(told):
+    rows = np.array(told, np.int64).reshape(-1, 4)
+    partitions, times, segments = (rows[:, at].astype(np.int32) for at in range(3))
+    groups = group(partitions, times.astype(np.int64), 1, segments)
+    counts = np.zeros((len(groups), 10), np.int32)
+    np.add.at(counts, (groups.of, rows[:, 3]), 1)
+    found = with_whole(Tallied("v", "ref", groups, (None, "one", "two"), groups.rows, counts))
+    wanted: dict[tuple, Counter] = {}
+    for partition, pane, segment, value in told:
+        for name in {None, (None, "one", "two")[segment]}:
+            wanted.setdefault((partition, pane, name), Counter())[value] += 1
+    assert len(found.groups) == len(wanted)
+    for at in range(len(found.groups)):
+        place = int(found.groups.partition[at]), int(found.groups.pane[at])
+        mine = wanted[*place, found.segments[found.groups.segment[at]]]
+        assert {value: n for value, n in enumerate(found.counts[at].tolist()) if n} == mine
+        assert found.groups.rows[at] == found.counted[at] == mine.total()
+        assert found.groups.latest[at] == place[1]
 
 
 PART = st.tuples(st.integers(0, 2), st.integers(0, 3), st.lists(st.integers(0, 9), min_size=4, max_size=4))
@@ -201,9 +226,11 @@ class Desk:
 
     def __init__(self):
         self.now, self.written, self.slow, self.ends = 0.0, [], False, {}
-        self.hook = PaneChunks(self, "t.panes", self.keep, 10_000, self.ends.get, lambda: self.now)
+        self.spent, self.cost = 0.0, 0.9 * MOST_CPU  # so that a chunk may follow another one after 0.9 s
+        self.hook = PaneChunks(self, "t.panes", self.keep, 10_000, self.ends.get, lambda: self.now, lambda: self.spent)
 
     def keep(self, chunk):
+        self.spent += self.cost
         self.written.append(chunk)
         return b"x"
 
@@ -250,7 +277,20 @@ def test_a_chunk_goes_before_its_commit_and_covers_it():
     assert counted(desk.written[1:]) == [(0, 13, 14, 1, [[0, 0, 0, 1]])]
 
 
-def test_short_transactions_share_a_chunk_and_none_is_forgotten():
+def test_every_transaction_has_its_chunks_where_they_cost_little():
+    desk = Desk()
+    desk.cost = 0.0004
+    for number in range(30):
+        desk.now = number / 10
+        spans = [boundary(number, number + 1, partition) for partition in range(6)]
+        for partition in range(6):
+            desk.send(partition, number)
+        desk.hook.prepare(spans)
+        desk.hook.committed(spans)
+    assert len(desk.written) == 30 * 6
+
+
+def test_transactions_share_chunks_that_would_cost_too_much_and_none_is_forgotten():
     desk = Desk()
     for number in range(30):
         desk.now = number / 10

@@ -17,7 +17,7 @@ from conftest import ROOT
 from rich.console import Console
 
 from streamserve.adapters.schema_ids import PinnedIndex
-from streamserve.cli.drift_report import DriftReport, headline, page, show
+from streamserve.cli.drift_report import DriftReport, headline, page, sentences, show
 from streamserve.drift.alerts import Status
 from streamserve.drift.building import category, numeric, status
 from streamserve.drift.chunks import Series
@@ -183,6 +183,30 @@ class Tags(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.names.append(tag)
+
+
+def test_a_segment_is_held_against_its_own_part_of_the_reference():
+    measures = [one.with_counts(n // 2 for n in one.counts) for one in ONE.measures]
+    known = build(
+        ONE.measures, model="m", version="v1", manifest_sha256="0" * 64, rows=10_000, source="training",
+        created=ONE.created, segment="site", segments={"a": measures},
+    )  # fmt: skip
+    found = {}
+    for segment, shift in ((None, 0.0), ("a", 0.5), ("b", 0.5)):
+        records = []
+        for hour in range(2):
+            one = window(known, hour, shift)
+            one = replace(one, series=replace(one.series, segment=segment))
+            records.append(told(judge(one, known, states_of(records).get(one.series, {}))))
+        found[segment] = records
+    assert [found[segment][1]["status"] for segment in (None, "a", "b")] == ["OK", "ALERT", "NO_REFERENCE"]
+    records = [*found[None], *found["a"]]
+    whole, part = (history(records, Series("v1", known.fingerprint, one)) for one in (None, "a"))
+    report = DriftReport("t", "m", whole, known, (part,))
+    assert any(text.startswith("a: 2 of 4 measures have drifted") for text, look in sentences(report) if look)
+    assert report.plain()["segments"] == {"a": {"alerts": list(part.alerts)}}
+    assert headline(DriftReport("t", "m", part, known)).startswith("m v1, a: 2 of 4 measures have drifted")
+    assert "<svg" in page(DriftReport("t", "m", part, known))
 
 
 def test_the_report_tells_what_moved_since_when_and_how_far():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 
 import numpy as np
@@ -59,6 +60,43 @@ def reference(**more) -> Reference:
         "created": dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC),
     }  # fmt: skip
     return build(measures(), **{**given, **more})
+
+
+def test_segments_share_alpha_with_the_whole_and_are_compared_with_their_own_counts():
+    parts = {name: [one.with_counts(n // 2 for n in one.counts) for one in measures()] for name in ("a", "b")}
+    told = reference(segment="site", segments=parts)
+    assert told.values == ("a", "b")
+    assert Reference.from_bytes(told.to_bytes()).fingerprint == told.fingerprint
+    key, alone = "feature:delay", reference()
+    assert told.calibration.at(key, 1_000).limit > alone.calibration.at(key, 1_000).limit
+    assert told.of("a")[1].at(key, 1_000).limit != told.calibration.at(key, 1_000).limit
+    counts = np.concatenate([one.counts for one in parts["a"]])
+    whole, part = told.compare(counts)[0], told.compare(counts, "a")[0]
+    assert part.psi == 0 < whole.psi
+    assert part.unit > whole.unit  # of half the rows
+    assert told.compare(counts, "c") == ()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"segment": None},
+        {"segments": [{"value": "a", "counts": [], "calibration": {"sizes": [], "draws": 1, "curves": {}}}]},
+        {"segments": ["twice"]},
+    ],
+)
+def test_segments_that_do_not_fit_are_refused(broken):
+    told = json.loads(reference(segment="site", segments={"a": measures()}).to_bytes())
+    if broken.get("segments") == ["twice"]:
+        broken = {"segments": told["segments"] * 2}
+    with pytest.raises(DriftError, match="not a drift reference"):
+        Reference.from_bytes(json.dumps({**told, **broken}).encode())
+
+
+def test_the_same_bins_with_other_counts_have_other_rows():
+    one = measures()[0]
+    assert one.rows == 500
+    assert one.with_counts(2 * n for n in one.counts).rows == 1_000
 
 
 class TestEdges:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,6 +25,7 @@ HOURS = 6
 EVENTS = 3_000  # an hour
 TOLD_S = 30.0
 WINDOW = fastavro.parse_schema(json.loads((ROOT / "schemas" / "streamserve.drift-window.avsc").read_text()))
+SENSORS = (*"ab" * 18, "c", None)  # c has too few of the training rows for windows of its own
 QUIET = ("feature:square", "feature:value", "score:alarm")
 
 
@@ -61,6 +62,8 @@ class Watched:
         """Of each window, by its hour, the record of the highest revision."""
         found: dict[int, dict] = {}
         for one in sorted(self.windows(), key=lambda one: one["revision"]):
+            if one["segment"] is not None:
+                continue
             assert one["version"] == "v1"
             found[(one["start"] - BEGAN) // HOUR] = one
         return found
@@ -118,7 +121,13 @@ def name_of(request) -> str:
     return f"drift-{abs(hash(request.node.name)) % 10**9}"
 
 
-def make(project: Project, name: str, delivery: str = "at_least_once", drift: str = "window=hours(1)") -> Watched:
+def make(
+    project: Project,
+    name: str,
+    delivery: str = "at_least_once",
+    drift: str = "window=hours(1)",
+    sensors: Sequence[str | None] = (None,),
+) -> Watched:
     """As a user makes one."""
     shutil.copy(ROOT / "tests" / "topologies" / "reading.avsc", project.folder / "schemas")
     linear_model(project.folder / "model.onnx", [0.5, -0.1])
@@ -129,21 +138,36 @@ def make(project: Project, name: str, delivery: str = "at_least_once", drift: st
     project.ok("topology", "init", file, "--version", "v1")
     rng = np.random.default_rng(7)
     values = [None if n % 50 == 49 else value for n, value in enumerate(rng.normal(size=20_000).tolist())]
-    lines = [json.dumps({"id": str(n), "value": value}) for n, value in enumerate(values)]
+    lines = [
+        json.dumps({"id": str(n), "sensor": sensors[n % len(sensors)], "value": value})
+        for n, value in enumerate(values)
+    ]
     (project.folder / "training.jsonl").write_text("\n".join(lines))
     project.ok("drift", "reference", file, "v1", "--events", project.folder / "training.jsonl")
     return Watched(project, file, name)
 
 
-def hours(first: int, stop: int, *, partitions: Iterable[int] = range(PARTITIONS), shift: Mapping[int, float] = {}):
-    """Readings in the order of their time, which is their records' own; one of fifty has no value."""
+def hours(
+    first: int,
+    stop: int,
+    *,
+    partitions: Iterable[int] = range(PARTITIONS),
+    shift: Mapping[int, float] = {},
+    sensors: Sequence[str | None] = (None,),
+):
+    """Readings in the order of their time, which is their records' own; one of fifty has no value.
+
+    shift: by hour, of the last sensor but two.
+    """
     rng, at = np.random.default_rng([first, stop]), tuple(partitions)
     made = []
     for hour in range(first, stop):
         times = np.sort(rng.integers(0, HOUR, EVENTS)) + BEGAN + hour * HOUR
-        values = rng.normal(shift.get(hour, 0.0), size=EVENTS)
+        values = rng.normal(size=EVENTS)
         for n, (time, value) in enumerate(zip(times.tolist(), values.tolist(), strict=True)):
-            told = {"id": f"{hour}-{n}", "value": None if n % 50 == 49 else value}
+            sensor = sensors[n % len(sensors)]
+            moved = value + (shift.get(hour, 0.0) if sensor == sensors[-3:][0] else 0.0)
+            told = {"id": f"{hour}-{n}", "sensor": sensor, "value": None if n % 50 == 49 else moved}
             partition = at[int(rng.integers(len(at)))]
             made.append(Record(b"k", json.dumps(told).encode(), timestamp=time, partition=partition))
     return made
@@ -187,8 +211,9 @@ def test_windows_hold_what_was_sent_and_nothing_without_drift_is_an_alert(projec
         assert {each["measure"] for each in one["measures"]} >= set(QUIET)
 
 
-def test_a_killed_worker_and_what_is_read_again_leave_the_windows_as_they_are(project, request):
-    watched = make(project, name_of(request))
+@pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_killed_worker_and_what_is_read_again_leave_the_windows_as_they_are(project, request, delivery):
+    watched = make(project, name_of(request), delivery)
     records = hours(0, HOURS)
     workers = [watched.start(STREAMSERVE_COMMIT_INTERVAL="0.3") for _ in range(2)]
     parts = [records[at : at + EVENTS] for at in range(0, len(records), EVENTS)]
@@ -315,6 +340,38 @@ def test_late_events_make_a_window_anew_within_the_lateness_and_are_counted_beyo
     assert told == sorted(set(told))  # the late ones came in one batch or in several
     assert [revision for revision, _ in told] == list(range(len(told)))
     assert sum(one["late"] for one in watched.windows()) == 30
+
+
+def test_segments_have_windows_references_and_alerts_of_their_own(project, request):
+    watched = make(project, name_of(request), drift="window=hours(1), segment='sensor'", sensors=SENSORS)
+    assert [one["value"] for one in watched.reference["segments"]] == ["a", "b"]
+    records = hours(0, 5, sensors=SENSORS, shift={2: 0.6, 3: 0.6})
+    worker = watched.start()
+    watched.send(records)
+    watched.end(6, [worker])
+    watched.wait_for(5, [worker])
+    assert worker.stop() == 0
+    told: dict[str | None, list[dict]] = {}
+    for one in watched.windows():
+        told.setdefault(one["segment"], []).append(one)
+    assert told.keys() == {None, "a", "b"}
+    for segment in ("a", "b"):
+        mine = [one for one in records if json.loads(one.value)["sensor"] == segment]
+        for hour, counts in watched.expected(mine, "feature:value").items():
+            window = told[segment][hour]
+            assert (watched.counts(window, "feature:value"), window["rows"]) == (counts, sum(counts))
+            assert window["complete"]
+    assert [one["rows"] for one in told[None]][:5] == [EVENTS] * 5
+    assert [one["status"] for one in told["a"]][:5] == ["OK"] * 5
+    assert [one["status"] for one in told["b"]][:5] == ["OK", "OK", "WARN", "ALERT", "ALERT"]
+    assert {one["segment"] for one in watched.alerts()} <= {None, "b"}
+    assert ("b", "feature:value") in {(one["segment"], one["measure"]) for one in watched.alerts()}
+    report = ("drift", "report", watched.file)
+    assert "readings v1, b: " in project.ok(*report, "--segment", "b")
+    assert "no drift in a" in project.ok(*report)
+    refused = project.run(*report, "--segment", "c")
+    assert (refused.returncode, "v1; v1, a; v1, b" in refused.stderr) == (2, True)
+    assert "v1, b" in project.ok("drift", "watch", watched.file, "--no-follow", "--from", "beginning")
 
 
 def test_predictions_go_on_where_chunks_can_not_be_written(project, request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections import Counter
 
 import numpy as np
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from test_pipeline import CATALOGUE, ONE, OTHER, ROWS, STATIC, TWO, VIEW, event, pipeline, raw, version
 
 from streamserve.adapters.schema_ids import PinnedIndex
-from streamserve.drift import binning
+from streamserve.drift import binning, calibration
 from streamserve.drift.chunks import Cell, Chunk, refusal
-from streamserve.drift.reference import build
+from streamserve.drift.reference import Reference, build
 from streamserve.drift.tallies import BatchTallies, Tallies
 from streamserve.pipeline.enrich import build_matrix, open_columns
 from streamserve.pipeline.gather import Gathered
@@ -48,17 +49,17 @@ def through(batch, loaded=WIDE):
     return columns, matrix, loaded.scorer.score(matrix, events.rows)
 
 
-def gathered(batches, loaded=WIDE):
-    found = Gathered(loaded.plan, CATALOGUE, loaded.scorer.names, loaded.scorer.labels)
+def gathered(batches, loaded=WIDE, segment=None):
+    found = Gathered(loaded.plan, CATALOGUE, loaded.scorer.names, loaded.scorer.labels, segment)
     for batch in batches:
         found.add(*through(batch, loaded))
     return found
 
 
-def reference(measures):
+def reference(measures, **more):
     return build(
         measures, model="m", version="v1", manifest_sha256="0" * 64, rows=measures[0].rows, source="a test",
-        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), **more,
     )  # fmt: skip
 
 
@@ -70,10 +71,9 @@ def known():
     return reference(gathered([raw(values(told))]).measures())
 
 
-def tally(known, share_bp=10_000, pane_ms=1_000, loaded=WIDE):
-    return Tally(
-        "v1", known, loaded.plan, CATALOGUE, loaded.scorer.names, loaded.scorer.labels, Panes(pane_ms, share_bp)
-    )
+def tally(known, share_bp=10_000, pane_ms=1_000, loaded=WIDE, segment=None):
+    panes = Panes(pane_ms, share_bp, segment)
+    return Tally("v1", known, loaded.plan, CATALOGUE, loaded.scorer.names, loaded.scorer.labels, panes)
 
 
 def counts(known, total):
@@ -129,6 +129,54 @@ def test_events_are_told_apart_by_partition_and_pane(known):
     )
     assert sorted(told) == [(0, 0, 1), (0, 2000, 2), (1, 0, 1), (1, 1000, 1)]
     assert found.counts.sum(1).tolist() == [n * len(known.measures) for n in found.groups.rows.tolist()]
+
+
+@pytest.mark.parametrize("field", ["a", "n"])  # a text; whole numbers
+def test_a_segment_counts_what_its_events_alone_would(field, monkeypatch):
+    monkeypatch.setattr(calibration, "DRAWS", (50, 50))
+    rng = np.random.default_rng(2)
+    made = [
+        event(n, x=float(x), a=("old", "new", None)[n % 3], n=n % 3 or None) for n, x in enumerate(rng.normal(size=900))
+    ]
+    whole = gathered([raw(made[:500]), raw(made[500:])], segment=field)
+    measures = whole.measures()
+    segments = whole.segments(measures, 300, 8)
+    assert list(segments) == {"a": ["new", "old"], "n": ["1", "2"]}[field]
+    assert whole.segments(measures, 301, 8) == {}
+    assert list(whole.segments(measures, 300, 1)) == list(segments)[:1]
+    known = reference(measures, segment=field, segments=segments)
+    assert Reference.from_bytes(known.to_bytes()) == known
+    assert known.values == tuple(segments)
+    batch = raw(made[:240], partitions=[n % 2 for n in range(240)])
+    found = tally(known, pane_ms=10_000, segment=field).count(*through(batch))
+    of = {None: range(240), **{value: [] for value in segments}}
+    for n in range(240):
+        value = str(json.loads(made[n])[field])
+        if value in segments:
+            of[value].append(n)
+    for at in range(len(found.groups)):
+        mine = [n for n in of[found.segments[found.groups.segment[at]]] if n % 2 == found.groups.partition[at]]
+        alone = tally(known, pane_ms=10_000).count(*through(raw([made[n] for n in mine])))
+        assert found.counts[at].tolist() == alone.counts[0].tolist()
+        assert found.groups.rows[at] == len(mine)
+    assert len(found.groups) == 2 * len(of)
+    for value, alone in segments.items():
+        assert [one.counts for one in known.of(value)[0]] == [one.counts for one in alone]
+        assert known.of(value)[0][0].rows == 300
+
+
+@pytest.mark.parametrize("field", ["gone", "x"])
+def test_a_field_that_no_event_has_or_none_of_the_values_tells_nobody_apart(known, field):
+    told = reference(known.measures, segment=field, segments={"never": known.measures})
+    found = tally(told, segment=field).count(*through(raw([event(n, at=1050) for n in range(20)])))
+    assert (len(found.groups), found.groups.rows.tolist()) == (1, [20])
+
+
+def test_a_reference_by_another_field_than_the_topology_asks_for_counts_the_whole(known):
+    told = reference(known.measures, segment="a", segments={"new": known.measures})
+    for field in (None, "b"):
+        found = tally(told, segment=field).count(*through(raw([event(n, at=1050) for n in range(20)])))
+        assert (found.segments, len(found.groups)) == ((None,), 1) if field is None else len(found.groups) == 1
 
 
 def test_a_time_at_the_end_of_time_spoils_no_chunk(known):

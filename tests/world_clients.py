@@ -157,6 +157,9 @@ class FakeReader:
     def release(self, _: object) -> None:
         """Nothing, as above."""
 
+    def forget_end(self, _: int) -> None:
+        """Nothing, as above."""
+
     def close(self) -> None:
         """Nothing, as above."""
 

@@ -40,6 +40,10 @@ class BatchReader(Protocol):
         """
         ...
 
+    def forget_end(self, partition: int) -> None:
+        """It is led back: whatever end was reached, there is more to read."""
+        ...
+
     def take(self, partitions: Sequence[TopicPartition]) -> None:
         """These are about to be assigned to the consumer."""
         ...

@@ -186,7 +186,11 @@ class Intake:
     def end_of(self, place: tuple[str, int]) -> int | None:
         """The end of a partition, if it was read up to it and nothing of it is in flight. In the thread, as commits."""
         life = self._life
-        if life is None or any((raw.partitions == place[1]).any() for raw in self.flying()):
+        if (
+            life is None
+            or place in self.custody.rewound
+            or any((raw.partitions == place[1]).any() for raw in self.flying())
+        ):
             return None
         return life.reader.ended.get(place[1])
 

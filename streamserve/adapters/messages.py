@@ -42,7 +42,10 @@ class MessageReader:
 
     def release(self, partitions: Sequence[TopicPartition]) -> None:
         for tp in partitions:
-            self.ended.pop(tp.partition, None)
+            self.forget_end(tp.partition)
+
+    def forget_end(self, partition: int) -> None:
+        self.ended.pop(partition, None)
 
     def idle(self) -> Iterator[RawBatch]:
         if self._paused != self._epoch():  # partitions that came meanwhile are not paused yet

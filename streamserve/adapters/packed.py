@@ -58,6 +58,9 @@ class PackedReader:
     def ended(self) -> dict[int, int]:
         return self._beside.ended
 
+    def forget_end(self, partition: int) -> None:
+        self._beside.forget_end(partition)
+
     def release(self, partitions: Sequence[TopicPartition]) -> None:
         self._beside.release(partitions)
         self._unsure.difference_update(tp.partition for tp in partitions)

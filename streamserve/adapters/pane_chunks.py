@@ -4,14 +4,16 @@ A chunk is written, and waited for shortly, before its offsets are committed: a 
 range read again, and the chunk of whoever does so replaces this one (`drift.fold`). Its topic can't hold predictions
 up: what it does not take in time is given up, and its gap makes a window incomplete, never wrong.
 
-With short transactions a chunk covers several of them. A crash then costs the counts since the last one.
+Every commit has its chunks, unless these are so many, or commits so frequent, that they would take more than MOST_CPU
+of a core: then a chunk covers several commits, and a crash costs the counts since the last one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +24,11 @@ from streamserve.drift.tallies import BatchTallies, Tallies
 from streamserve.records import Outgoing, OutputBatch, TopicPartition, binary
 
 LOG = logging.getLogger("streamserve.panes")
-CHUNK_S = 0.9  # between two chunks of a partition: those of a commit a second all have one
+MOST_CPU = 0.03  # of a core, for chunks: some 0.1 ms each
 MOST_SUMS = 8_192  # of 1 to 3 kB each; a stream whose events are spread over more panes a second needs wider ones
 IDLE_S = 0.9  # so often it is said that a partition is at its end: windows wait for the next word of it
 CONFIRM_S = 0.1  # how long a commit waits for its chunks
+NOTHING_AHEAD: Mapping[TopicPartition, Boundary] = MappingProxyType({})
 
 
 class Writer(Protocol):
@@ -52,7 +55,7 @@ class PaneChunks:
     Args:
         encode: a chunk as a record's value.
         end_of: the end of a partition that was read up to it, where nothing of it waits; None: of others.
-        clock: monotonic seconds.
+        clock: monotonic seconds. spent: CPU seconds of the thread that calls.
     """
 
     def __init__(
@@ -63,9 +66,10 @@ class PaneChunks:
         share_bp: int,
         end_of: Callable[[TopicPartition], int | None],
         clock: Callable[[], float],
+        spent: Callable[[], float],
     ) -> None:
         self._writer, self._topic, self._encode, self._share_bp = writer, topic, encode, share_bp
-        self._end_of, self._clock = end_of, clock
+        self._end_of, self._clock, self._spent = end_of, clock, spent
         self._sent, self._held = Tallies(MOST_SUMS), Tallies(MOST_SUMS)  # since the last commit; since the last chunk
         self._covered: dict[TopicPartition, _Covered] = {}
         self._written: set[TopicPartition] = set()  # covered by chunks that the commit under way makes good
@@ -84,7 +88,7 @@ class PaneChunks:
         ahead = {(b.topic, b.partition): b for b in boundaries}
         rest = self._open() - ahead.keys()
         self._written = set(ahead)
-        self._write([self._chunk(at, ahead.get(at)) for at in [*ahead, *rest]], wait=True)
+        self._write_of([*ahead, *rest], ahead, wait=True)
         self._cover(rest)
 
     def committed(self, boundaries: Sequence[Boundary]) -> None:
@@ -104,11 +108,10 @@ class PaneChunks:
         self._written.clear()
 
     def rest(self, positions: Sequence[Boundary]) -> None:
-        now = self._clock()
-        chunks = []
-        if now >= self._due:
-            chunks = [self._chunk(at, None) for at in self._open()]
-            self._cover(self._open())
+        now, chunks = self._clock(), []
+        if now >= self._due and (waiting := self._open()):
+            self._write_of(waiting)
+            self._cover(waiting)
         for b in positions:
             at = b.topic, b.partition
             covered = self._covered.get(at)
@@ -123,7 +126,7 @@ class PaneChunks:
         self._write(chunks)
 
     def give_up(self, partitions: Collection[TopicPartition]) -> None:
-        self._write([self._chunk(at, None) for at in self._open() & set(partitions)], wait=True)
+        self._write_of(self._open() & set(partitions), wait=True)
 
     def drop(self, partitions: Collection[TopicPartition]) -> None:
         for at in partitions:
@@ -164,11 +167,20 @@ class PaneChunks:
         )
         return Chunk(*at, start, last.stop, last.owner_epoch, False, shed, self._share_bp, cells)
 
+    def _write_of(
+        self,
+        partitions: Collection[TopicPartition],
+        ahead: Mapping[TopicPartition, Boundary] = NOTHING_AHEAD,
+        *,
+        wait: bool = False,
+    ) -> None:
+        began = self._spent()
+        self._write([self._chunk(at, ahead.get(at)) for at in partitions], wait=wait)
+        self._due = self._clock() + (self._spent() - began) / MOST_CPU
+
     def _write(self, chunks: Sequence[Chunk], *, wait: bool = False) -> None:
         if not chunks:
             return
-        if any(chunk.stop > chunk.start for chunk in chunks):
-            self._due = self._clock() + CHUNK_S
         values = binary([self._encode(chunk) for chunk in chunks])
         keys = binary([f"{chunk.topic}-{chunk.partition}".encode() for chunk in chunks])
         rows = np.arange(len(chunks))

@@ -113,6 +113,7 @@ class Tenure:
             except KafkaException as error:  # its fetching has not begun yet
                 LOG.info("%s-%d is led back in a moment: %s", *place, error.args[0].str())
                 continue
+            self._life.reader.forget_end(place[1])
             self._custody.led_back(place)
             led.append(place[1])
         if led:

@@ -195,7 +195,7 @@ class DriftAgent:
         window, found = judged.window, change.measured.found
         against = "reference" if change.measured in judged.measures else f"stable {judged.stable}"
         now_is = "differs from" if change.alert else "is again as"
-        LOG.warning("drift: %s of version %s %s %s", found.key, window.series.version, now_is, against)
+        LOG.warning("drift: %s of %s %s %s", found.key, window.series.name, now_is, against)
         return {
             "topology": self._topology.name,
             "model": self._topology.model,

@@ -95,7 +95,7 @@ def make_drifting(
     if drift is None:
         return None
     topic = topology.topic("panes")
-    panes = Panes(drift.pane // MS, round(drift.share * ALL_BP))
+    panes = Panes(drift.pane // MS, round(drift.share * ALL_BP), drift.segment)
     output = SideOutput(clients, topics.max_bytes([topic])[topic], LINGER_MS)
     chunk = partial(
         pane_chunk.encode,
@@ -103,7 +103,7 @@ def make_drifting(
         worker=worker,
         schema_id=ids.id_of(f"{topic}-value", pane_chunk.SCHEMA_TEXT),
     )
-    hook = PaneChunks(output, topic, chunk, panes.share_bp, end_of, time.monotonic)
+    hook = PaneChunks(output, topic, chunk, panes.share_bp, end_of, time.monotonic, time.thread_time)
     custody.hooks.append(hook)
     tallying = VersionTallies(Registry(clients.settings.registry), catalogue, versions.ready, panes)
     agent = DriftAgent(

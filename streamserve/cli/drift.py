@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ drift.add_command(definitions)
 @drift.command()
 @topology_argument
 @click.option("--version", help="Of this version; of the one that was told of last unless named.")
+@click.option("--segment", metavar="VALUE", help="Of this value of the segment field; of all events unless named.")
 @click.option("--last", type=click.IntRange(min=1), default=60, show_default=True, help="Windows at most.")
 @click.option("--all", "everything", is_flag=True, help="The measures too that are as the reference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all windows.")
@@ -44,7 +47,13 @@ drift.add_command(definitions)
     help="Write a page with plots to this file, and only the headline here.",
 )
 def report(
-    topology: Topology, version: str | None, last: int, everything: bool, as_json: bool, html: Path | None
+    topology: Topology,
+    version: str | None,
+    segment: str | None,
+    last: int,
+    everything: bool,
+    as_json: bool,
+    html: Path | None,
 ) -> None:
     """Tell how far windows of TOPOLOGY_FILE are from their reference, what moved, and since when.
 
@@ -52,7 +61,7 @@ def report(
     """
     from streamserve.cli.drift_report import headline, page, show
 
-    told = _report(topology, version, last)
+    told = _report(topology, version, segment, last)
     if html is not None:
         html.write_text(page(told), "utf-8")
         out().print(f"{headline(told)}; {html}", highlight=False)
@@ -62,7 +71,7 @@ def report(
         show(out(), told, everything=everything)
 
 
-def _report(topology: Topology, version: str | None, last: int) -> DriftReport:
+def _report(topology: Topology, version: str | None, segment: str | None, last: int) -> DriftReport:
     from streamserve.adapters.drift_topics import read_windows
     from streamserve.adapters.kafka import Clients
     from streamserve.adapters.reading import Start
@@ -73,11 +82,13 @@ def _report(topology: Topology, version: str | None, last: int) -> DriftReport:
 
     found, topic = settings(), topology.topic("drift")
     windows = read_windows(Clients(found), topic, Start("beginning"))
-    series = [one for one in series_in(windows) if version in (None, one.version)]
+    told = series_in(windows)
+    series = [one for one in told if version in (None, one.version) and one.segment == segment]
     if not series:
-        there = ", ".join(sorted({one.version for one in series_in(windows)}))
+        there = "; ".join(dict.fromkeys(one.name for one in sorted(told, key=attrgetter("order"))))
+        asked = " ".join(filter(None, (topology.name, version, segment)))
         raise ConfigError(
-            f"there is no window of {topology.name}" + (f" {version}" if version else ""),
+            f"there is no window of {asked}",
             where=topic,
             mend=f"there are windows of {there}" if there else _NO_WINDOW,
         )
@@ -88,7 +99,14 @@ def _report(topology: Topology, version: str | None, last: int) -> DriftReport:
         reference = None
     if reference is not None and reference.fingerprint != chosen.reference:
         reference = None
-    return DriftReport(topology.name, topology.model, history(windows, chosen, last), reference)
+    parts = [one for one in told if segment is None and one.segment and replace(one, segment=None) == chosen]
+    return DriftReport(
+        topology.name,
+        topology.model,
+        history(windows, chosen, last),
+        reference,
+        tuple(history(windows, one, last) for one in sorted(parts, key=attrgetter("order"))),
+    )
 
 
 @drift.command()
@@ -97,6 +115,7 @@ def _report(topology: Topology, version: str | None, last: int) -> DriftReport:
 def watch(topology: Topology, tail: Tail) -> None:
     """Follow the windows of TOPOLOGY_FILE as they are told, a line each."""
     from streamserve.cli.drift_report import bare, moment
+    from streamserve.pipeline.drift_window import series_of
 
     def cells(row: Row) -> list[str]:
         over = [one for one in row["measures"] if one["status"] in ("ALERT", "WARN")]
@@ -105,7 +124,7 @@ def watch(topology: Topology, tail: Tail) -> None:
         status = row["status"] + ("" if row["complete"] else ", incomplete")
         status += f", revision {row['revision']}" if row["revision"] else ""
         return [
-            moment(row["start"]), moment(row["end"]), row["version"], f"{row['rows']:,}",
+            moment(row["start"]), moment(row["end"]), series_of(row).name, f"{row['rows']:,}",
             status, f"{len(over)} of {len(row['measures'])}", told,
         ]  # fmt: skip
 

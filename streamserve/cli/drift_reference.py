@@ -61,10 +61,11 @@ def reference(
 
     Features are computed by the worker's own code, with the view rows that Redis holds now. Bins are frozen, limits are
     calibrated by simulation for the windows and alerts of TOPOLOGY_FILE, and all is kept beside the version. Workers
-    take it up within a second.
+    take it up within a second. With drift=Drift(segment=...) the most frequent values of that field have counts and
+    limits of their own, each of which takes as long to calibrate as the whole.
     """
     from streamserve.models.registry import Registry
-    from streamserve.simulate.referring import build_reference
+    from streamserve.simulate.referring import Counted, build_reference
     from streamserve.simulate.tallying import REFERENCE
 
     if (events is None) == (since is None):
@@ -84,8 +85,9 @@ def reference(
         progress(total, "events", "read") as tell,
     ):
         gathered = scoring.gather(batches, source, tell)
-    now = dt.datetime.now(dt.UTC)
-    made = build_reference(scoring, gathered, source=source, created=now, bins=bins, like=bins_of)
+    counted, now = Counted.of(gathered, bins, bins_of), dt.datetime.now(dt.UTC)
+    with progress(counted.many, "measures", "calibrated") as tell:
+        made = build_reference(scoring, counted, source=source, created=now, tell=tell)
     path = registry.attach(topology.model, version, REFERENCE, made.to_bytes())
     _show(made, path)
 
@@ -222,6 +224,8 @@ def _of_file(topology: Topology, found: Settings, file: RecordedEvents, rows: in
 
 
 def _show(made: Reference, path: Path) -> None:
+    from streamserve.simulate.referring import FEWEST
+
     table = Table("measure", "kind", "bins", "no value", "limit of PSI at 1,000", "at 10,000", box=None, pad_edge=False)
     for measure in made.measures:
         special = sum(measure.counts[: measure.first_value])
@@ -230,4 +234,8 @@ def _show(made: Reference, path: Path) -> None:
         table.add_row(measure.key, measure.kind, str(len(measure.bins)), share, *(f"{limit:.4f}" for limit in limits))
     console = out()
     print_whole(console, table)
+    if made.segment is not None:
+        rows = ((one.value, sum(one.counts[0])) for one in made.segments)
+        told = ", ".join(f"{value} ({many:,})" for value, many in rows) or f"no value has {FEWEST:,} events"
+        console.print(f"windows of their own by {made.segment}: {told}", highlight=False, markup=False)
     console.print(f"{made.rows:,} events of {made.source}; {made.fingerprint[:12]}, {path}", highlight=False)

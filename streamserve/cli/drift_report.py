@@ -32,12 +32,13 @@ MORE_STYLE = ".none { fill: var(--line); }\n" + "".join(
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """reference: what the windows were held against; None: it is not to be had any more."""
+    """reference: what the windows were held against; None: it is not to be had any more. parts: segments of them."""
 
     topology: str
     model: str
     history: History
     reference: Reference | None
+    parts: tuple[History, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
@@ -49,25 +50,21 @@ class DriftReport:
             "reference": self.history.series.reference,
             "reference_rows": None if self.reference is None else self.reference.rows,
             "reference_source": None if self.reference is None else self.reference.source,
-            "alerts": [
-                {"measure": one.measure, "since": one.since(self.history.windows)}
-                for one in self.history.tracks
-                if one.since(self.history.windows) is not None
-            ],
+            "alerts": [{"measure": one, "since": since} for one, since in self.history.alerts.items()],
+            "segments": {part.series.segment: {"alerts": list(part.alerts)} for part in self.parts},
             "windows": [{**one, "counts": [int(n) for n in one["counts"]]} for one in self.history.windows],
         }
 
 
 def headline(report: DriftReport) -> str:
     of, last = report.history.series, report.history.windows[-1]
-    about = f"{report.model} {of.version}" + (f", {of.segment}" if of.segment else "")
-    alerts = [one for one in report.history.tracks if one.since(report.history.windows) is not None]
+    about, alerts = f"{report.model} {of.name}", list(report.history.alerts)
     if last["status"] == "NO_REFERENCE":
         return f"{about} has no drift reference: its windows are not compared"
     if not alerts:
         return f"{about}: no drift in {len(report.history.windows)} windows up to {moment(last['end'])}"
     many = f"{len(alerts)} of {len(report.history.tracks)} measures have drifted"
-    return f"{about}: {many}, {bare(alerts[0].measure)} most"
+    return f"{about}: {many}, {bare(alerts[0])} most"
 
 
 def sentences(report: DriftReport) -> list[tuple[str, bool]]:
@@ -94,6 +91,13 @@ def remarks(report: DriftReport) -> list[tuple[str, bool]]:
     ):
         if many := sum(one[name] for one in windows):
             found.append((f"{many:,} {told}", True))
+    for part in report.parts:
+        if part.alerts:
+            many = f"{len(part.alerts)} of {len(part.tracks)} measures have drifted"
+            found.append((f"{part.series.segment}: {many}, {bare(next(iter(part.alerts)))} most", True))
+    calm = [one.series.segment for one in report.parts if not one.alerts]
+    if calm:
+        found.append((f"no drift in {', '.join(map(str, calm))}", False))
     reference = report.reference
     if reference is not None:
         found.append((f"held against {reference.rows:,} events of {reference.source}", False))
@@ -221,10 +225,11 @@ def _figures(report: DriftReport) -> list[str]:
     reference, last = report.reference, report.history.windows[-1]
     if reference is None or len(last["counts"]) != reference.offsets[-1] or not last["counted"]:
         return []
-    places = {one.key: number for number, one in enumerate(reference.measures)}
+    measures, _ = reference.of(report.history.series.segment)
+    places = {one.key: number for number, one in enumerate(measures)}
     found = []
     for one in report.history.tracks[:PLOTS]:
-        measure, first = reference.measures[places[one.measure]], reference.offsets[places[one.measure]]
+        measure, first = measures[places[one.measure]], reference.offsets[places[one.measure]]
         counts = last["counts"][first : first + len(measure.bins)]
         rows, n = max(1, measure.rows), max(1, int(counts.sum()))
         bins = [

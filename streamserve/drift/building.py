@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ def numeric(
     real = given if special is None else given[special == NONE]
     edges = tuple(quantile_edges(real.astype(np.float64), bins, dtype).tolist())
     empty = Measure(kind="numeric", name=name, of=of, edges=edges, dtype=dtype, counts=(0,) * (len(edges) + 4))
-    return _filled(empty, count(empty, given, special))
+    return empty.with_counts(count(empty, given, special))
 
 
 def category(
@@ -64,24 +64,20 @@ def category(
     own = tuple(word for _, word in ranked)
     empty = Measure(kind="category", name=name, of="feature", values=own, counts=(0,) * (len(own) + 4))
     table = None if vocabulary is None else code_bins(empty, vocabulary)
-    return _filled(empty, count(empty, values if vocabulary is None else codes, special, codes=table))
+    return empty.with_counts(count(empty, values if vocabulary is None else codes, special, codes=table))
 
 
 def decision(labels: Sequence[str], decisions: ArrayLike, *, name: str = "decision") -> Measure:
     """Of decisions, each an index into `labels`, or below 0 for none."""
     empty = Measure(kind="decision", name=name, of="decision", values=tuple(labels), counts=(0,) * (len(labels) + 2))
-    return _filled(empty, count(empty, decisions, codes=label_bins(empty, labels)))
+    return empty.with_counts(count(empty, decisions, codes=label_bins(empty, labels)))
 
 
 def status(view: str, statuses: ArrayLike) -> Measure:
     """Of what a view had for each row: FeatureStatus."""
     names = tuple(one.name for one in FeatureStatus)
     empty = Measure(kind="status", name=view, of="view", values=names, counts=(0,) * len(names))
-    return _filled(empty, count(empty, statuses))
-
-
-def _filled(empty: Measure, counts: Iterable[int]) -> Measure:
-    return Measure.model_validate({**empty.model_dump(), "counts": tuple(map(int, counts))})
+    return empty.with_counts(count(empty, statuses))
 
 
 def _special(rows: int, missing: Mask | None, default: Mask | None) -> Uint8s | None:

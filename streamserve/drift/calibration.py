@@ -84,15 +84,15 @@ class Calibration(BaseModel):
         ))  # fmt: skip
 
 
-def calibrate(measures: Sequence[Measure], settings: AlertSettings) -> Calibration:
+def calibrate(measures: Sequence[Measure], settings: AlertSettings, among: int | None = None) -> Calibration:
     """Of all measures that have rows. Seeded by their counts and the settings: the same again gives the same bits.
 
-    Measures with the same counts, in any order, share a simulation.
+    Measures with the same counts, in any order, share a simulation. among: how many share alpha; None: these.
     """
     structures = {one.key: tuple(sorted(one.counts, reverse=True)) for one in measures if one.rows}
     work = sum(len(counts) for counts in set(structures.values()))
     draws = min(max(WORK // (WINDOWS[0] * max(work, 1)), DRAWS[0]), DRAWS[1])
-    level = -np.expm1(np.log1p(-settings.alpha) / max(len(structures), 1))  # of one measure of so many
+    level = -np.expm1(np.log1p(-settings.alpha) / max(among or len(structures), 1))  # of one measure of so many
     curves = {
         key: _curve(counts, draws, float(level), settings.in_a_row, settings.per) for key, counts in structures.items()
     }

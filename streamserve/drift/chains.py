@@ -9,6 +9,7 @@ number of `T.panes` offsets, so that every fold has the same ones, wherever it b
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
@@ -224,9 +225,14 @@ class Totals:
         return found
 
     def drop(self, pane: int) -> int:
-        """Forget a pane. Returns how many rows it had."""
+        """Forget a pane. Returns how many events it had."""
         self.blocks.pop(pane, None)
-        return sum(cell.rows for cell in self.panes.pop(pane, {}).values())
+        return events((series, cell) for (series, _), cell in self.panes.pop(pane, {}).items())
+
+
+def events(cells: Iterable[tuple[Series, Sum]]) -> int:
+    """How many they are: those of segments are among those of all."""
+    return sum(cell.rows for series, cell in cells if series.segment is None)
 
 
 def nothing(bins: int) -> Sum:

@@ -28,6 +28,11 @@ class Series:
     segment: str | None
 
     @property
+    def name(self) -> str:
+        """For people."""
+        return self.version if self.segment is None else f"{self.version}, {self.segment}"
+
+    @property
     def order(self) -> tuple[str, str, bool, str]:
         """A key to sort by."""
         return self.version, self.reference, self.segment is not None, self.segment or ""

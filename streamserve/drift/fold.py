@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from streamserve.drift.chains import Chain, Entry, Sum, Totals, entry_of, nothing, shed_of
+from streamserve.drift.chains import Chain, Entry, Sum, Totals, entry_of, events, nothing, shed_of
 from streamserve.drift.chunks import Chunk, Series, refusal
 from streamserve.drift.watermark import Quorum, Watermark, heard
 from streamserve.drift.windows import Emitted, Told, Window, WindowRule, digest
@@ -133,7 +133,8 @@ class Fold:
         for pane in sorted(held)[self._rule.max_panes :]:
             gone = self._totals.drop(pane)
             for one in (entry, *self._entries()):
-                gone += sum(cell.rows for key, cell in one.cells.items() if key[0] == pane) if one is entry else 0
+                mine = ((key[1], cell) for key, cell in one.cells.items() if key[0] == pane)
+                gone += events(mine) if one is entry else 0
                 one.cells = {key: cell for key, cell in one.cells.items() if key[0] != pane}
             if self._marks.foremost is not None and pane <= self._marks.foremost:  # else its partition counts it
                 self._wild += gone

@@ -63,6 +63,12 @@ class History:
     windows: tuple[Told, ...]
     tracks: tuple[Track, ...]
 
+    @property
+    def alerts(self) -> dict[str, int]:
+        """The measures that have an alert now, the worst first, and where the first window of it begins."""
+        found = ((one.measure, one.since(self.windows)) for one in self.tracks)
+        return {measure: since for measure, since in found if since is not None}
+
 
 def series_in(told: Iterable[Told]) -> list[Series]:
     """What there are windows of, the latest said last."""

@@ -87,7 +87,9 @@ def judge(
     if reference is None or reference.fingerprint != window.series.reference:
         return Judged(window, ())
     whole = window.complete and not window.shed
-    measures = _stepped(reference.compare(window.counts), states, window, reference.alerts, whole=whole)
+    measures = _stepped(
+        reference.compare(window.counts, window.series.segment), states, window, reference.alerts, whole=whole
+    )
     if stable is None:
         return Judged(window, measures, _changes(measures, states, reference.alerts))
     whole = whole and stable.window.complete and not stable.window.shed
@@ -125,7 +127,8 @@ def _compared(window: Window, reference: Reference, stable: Beside) -> Iterator[
     for measure, here, there in shared:
         many = len(measure.bins)
         ours, theirs = window.counts[here : here + many], stable.window.counts[there : there + many]
-        yield between(measure, theirs, ours, reference.alerts, measures=len(shared))
+        among = len(shared) * (1 + len(reference.segments))
+        yield between(measure, theirs, ours, reference.alerts, measures=among)
 
 
 def _places(reference: Reference) -> Iterator[tuple[Measure, int]]:

@@ -5,7 +5,7 @@ What `bins_of` says is the definition of counting: whoever counts in another way
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -91,6 +91,10 @@ class Measure(BaseModel):
         """What each bin is called, in order."""
         rest = () if self.kind in {"numeric", "status"} else (REST,)
         return (*BEFORE[self.kind], *(_intervals(self) if self.values is None else self.values), *rest)
+
+    def with_counts(self, counts: Iterable[int]) -> Measure:
+        """The same bins, with these counts."""
+        return Measure.model_validate({**self.model_dump(), "counts": tuple(map(int, counts))})
 
     @property
     def first_value(self) -> int:

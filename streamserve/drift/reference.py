@@ -8,8 +8,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -25,6 +27,16 @@ from streamserve.records import Int64s
 MEND = "build one for this version: streamserve drift reference"
 
 
+class Segment(BaseModel):
+    """Those of the rows that have one value in the reference's segment field, in the bins of all rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: Annotated[str, Field(min_length=1)]
+    counts: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]  # of each measure
+    calibration: Calibration
+
+
 class Reference(BaseModel):
     """The counts of a window are one row over all bins: measure i has those from offsets[i] to offsets[i + 1].
 
@@ -32,6 +44,7 @@ class Reference(BaseModel):
         manifest_sha256: of the manifest that says what the features are.
         rows: that were counted.
         source: where they came from, in words: a file of training data, or a range of a topic.
+        segment: the event field by whose values windows are told apart as well; None: they are not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,15 +59,42 @@ class Reference(BaseModel):
     alerts: AlertSettings
     measures: tuple[Measure, ...]
     calibration: Calibration
+    segment: str | None = None
+    segments: tuple[Segment, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         keys = [one.key for one in self.measures]
         if len(set(keys)) < len(keys):
             raise ValueError("two measures have one name")
-        if not {one.key for one in self.measures if one.rows} <= set(self.calibration.curves):
-            raise ValueError("a measure is not calibrated")
+        if len({one.value for one in self.segments}) < len(self.segments) or (self.segments and self.segment is None):
+            raise ValueError("two segments have one value, or their field is not named")
+        for value in (None, *self.values):
+            measures, calibration = self.of(value)
+            if not {one.key for one in measures if one.rows} <= set(calibration.curves):
+                raise ValueError("a measure is not calibrated")
         return self
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Of the segments."""
+        return tuple(one.value for one in self.segments)
+
+    def of(self, segment: str | None) -> tuple[tuple[Measure, ...], Calibration]:
+        """What windows of a segment are held against; None: those of all events.
+
+        Raises:
+            KeyError: there is no such segment.
+        """
+        return self._parts[segment]
+
+    @cached_property
+    def _parts(self) -> dict[str | None, tuple[tuple[Measure, ...], Calibration]]:
+        found: dict[str | None, tuple[tuple[Measure, ...], Calibration]] = {None: (self.measures, self.calibration)}
+        for one in self.segments:
+            pairs = zip(self.measures, one.counts, strict=True)
+            found[one.value] = tuple(measure.with_counts(counts) for measure, counts in pairs), one.calibration
+        return found
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -94,14 +134,16 @@ class Reference(BaseModel):
             return
         raise DriftError(what, where=self.source, mend=MEND)
 
-    def compare(self, counts: Int64s) -> tuple[Comparison, ...]:
-        """Each measure of a window. counts: int64, as many as the last of `offsets`."""
+    def compare(self, counts: Int64s, segment: str | None = None) -> tuple[Comparison, ...]:
+        """Each measure of a window; none of a segment that is not known. counts: int64, the last of `offsets` many."""
+        if segment not in self._parts:
+            return ()
         if counts.shape != (self.offsets[-1],):
             raise DriftError(
                 f"a window has {counts.shape} counts, and its reference {self.offsets[-1]} bins", mend=MEND
             )
-        parts = np.split(counts, self.offsets[1:-1])
-        return tuple(compare(one, part, self.calibration) for one, part in zip(self.measures, parts, strict=True))
+        (measures, calibration), parts = self.of(segment), np.split(counts, self.offsets[1:-1])
+        return tuple(compare(one, part, calibration) for one, part in zip(measures, parts, strict=True))
 
 
 def build(
@@ -114,10 +156,27 @@ def build(
     source: str,
     created: dt.datetime,
     alerts: AlertSettings | None = None,
+    segment: str | None = None,
+    segments: Mapping[str, Sequence[Measure]] = MappingProxyType({}),
+    tell: Callable[[int], None] = lambda done: None,  # noqa: ARG005
 ) -> Reference:
-    """With its calibration, which takes some seconds. The same measures and settings give the same bits."""
+    """With its calibration, which takes some seconds. The same measures and settings give the same bits.
+
+    segment, segments: the field, and by its values the same measures with the counts of these rows alone.
+    tell: told how many of `measures` and those of segments are calibrated.
+    """
     alerts = alerts or AlertSettings()
+    families = [measures, *segments.values()]
+    found, among, done = [], sum(bool(one.rows) for family in families for one in family), 0
+    for family in families:
+        found.append(calibrate(family, alerts, among))
+        done += len(family)
+        tell(done)
+    parts = (
+        Segment(value=value, counts=tuple(one.counts for one in family), calibration=calibration)
+        for (value, family), calibration in zip(segments.items(), found[1:], strict=True)
+    )
     return Reference(
         model=model, version=version, manifest_sha256=manifest_sha256, rows=rows, source=source, created=created,
-        alerts=alerts, measures=tuple(measures), calibration=calibrate(measures, alerts),
+        alerts=alerts, measures=tuple(measures), calibration=found[0], segment=segment, segments=tuple(parts),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Collection, Mapping
 from ctypes import c_int64, c_void_p
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -27,7 +27,7 @@ Segments = tuple[str | None, ...]
 class Groups:
     """Of each event its group, and of each group what its events share.
 
-    pane: milliseconds since 1970, where the pane begins. segment: index into what the caller has named. rows: events.
+    pane: milliseconds since 1970, where the pane begins. segment: index into `Tallied.segments`. rows: events.
     latest: the largest of their times.
     """
 
@@ -56,23 +56,29 @@ def group(partitions: Int32s, event_times: Int64s, pane_ms: int, segments: Int32
     if not rows:
         nobody, nothing = np.empty(0, np.int32), np.empty(0, np.int64)
         return Groups(nobody, nobody, nothing, nobody, nothing, nothing)
-    if lib is None or segments is not None:
-        return _in_numpy(partitions, event_times, pane_ms, segments)
-    table = np.full(1 << (2 * rows - 1).bit_length(), -1, np.int32)
-    of, partition = np.empty(rows, np.int32), np.empty(rows, np.int32)
-    pane, counts, latest = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int64)
-    given = np.ascontiguousarray(partitions, np.int32), np.ascontiguousarray(event_times, np.int64)
-    filled = (address(one) for one in (of, partition, pane, counts, latest))
-    many = lib.group_events(address(given[0]), address(given[1]), rows, pane_ms, address(table), len(table), *filled)
-    return Groups(of, partition[:many], pane[:many] * pane_ms, np.zeros(many, np.int32), counts[:many], latest[:many])
-
-
-def _in_numpy(partitions: Int32s, event_times: Int64s, pane_ms: int, segments: Int32s | None) -> Groups:
-    panes = event_times // pane_ms
-    codes = partitions.astype(np.int64)
     parts = 1 if segments is None else int(segments.max()) + 1
-    if segments is not None:
-        codes = codes * parts + segments
+    codes = partitions if segments is None else partitions * np.int32(parts) + segments
+    found = _in_numpy(codes, event_times, pane_ms) if lib is None else _compiled(lib, codes, event_times, pane_ms)
+    of, code, pane, counts, latest = found
+    return Groups(of, (code // parts).astype(np.int32), pane * pane_ms, (code % parts).astype(np.int32), counts, latest)
+
+
+Found = tuple[Int32s, NDArray[np.integer], Int64s, Int64s, Int64s]  # of each event its group; of each group the rest
+
+
+def _compiled(lib: ctypes.CDLL, codes: Int32s, event_times: Int64s, pane_ms: int) -> Found:
+    rows = len(codes)
+    table = np.full(1 << (2 * rows - 1).bit_length(), -1, np.int32)
+    of, code = np.empty(rows, np.int32), np.empty(rows, np.int32)
+    pane, counts, latest = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int64)
+    given = np.ascontiguousarray(codes, np.int32), np.ascontiguousarray(event_times, np.int64)
+    filled = (address(one) for one in (of, code, pane, counts, latest))
+    many = lib.group_events(address(given[0]), address(given[1]), rows, pane_ms, address(table), len(table), *filled)
+    return of, code[:many], pane[:many], counts[:many], latest[:many]
+
+
+def _in_numpy(given: Int32s, event_times: Int64s, pane_ms: int) -> Found:
+    codes, panes = given.astype(np.int64), event_times // pane_ms
     first, last = int(panes.min()), int(panes.max())
     width = int(codes.max()) + 1
     if (last - first + 1) * width <= SPAN:  # in whole Python numbers: times may lie at both ends of time
@@ -83,14 +89,7 @@ def _in_numpy(partitions: Int32s, event_times: Int64s, pane_ms: int, segments: I
         of = places.reshape(-1).astype(np.int32)
     latest = np.full(len(panes), np.iinfo(np.int64).min)
     np.maximum.at(latest, of, event_times)
-    return Groups(
-        of,
-        (codes // parts).astype(np.int32),
-        panes * pane_ms,
-        (codes % parts).astype(np.int32),
-        np.bincount(of, minlength=len(panes)),
-        latest,
-    )
+    return of, codes, panes, np.bincount(of, minlength=len(panes)), latest
 
 
 def _few(keys: Int64s) -> tuple[Int64s, Int32s]:
@@ -106,7 +105,7 @@ class Tallied:
     """What a version's events of one batch add.
 
     counted: events of each group that are in `counts`, int32 [groups, bins]: fewer where a share is sampled. reference:
-    the fingerprint; "": the version has none, nothing is counted.
+    the fingerprint; "": the version has none, nothing is counted. segments: None, for all of the stream, and values.
     """
 
     version: str
@@ -115,6 +114,33 @@ class Tallied:
     segments: Segments
     counted: Int64s
     counts: NDArray[np.int32]
+
+
+def with_whole(tallied: Tallied) -> Tallied:
+    """Of events told apart by segment, all of them too; those of segment 0 in no other way."""
+    groups = tallied.groups
+    if not len(groups):
+        return tallied
+    order = np.lexsort((groups.pane, groups.partition))
+    partition, pane = groups.partition[order], groups.pane[order]
+    is_first = np.append(True, (np.diff(partition) != 0) | (np.diff(pane) != 0))
+    first = np.flatnonzero(is_first)
+    of = np.empty(len(order), np.int32)
+    of[order] = is_first.cumsum() - 1
+    named = np.flatnonzero(groups.segment)
+    rows, counted, counts = (
+        np.concatenate((np.add.reduceat(one[order], first, dtype=one.dtype), one[named]))
+        for one in (groups.rows, tallied.counted, tallied.counts)
+    )
+    both = Groups(
+        of[groups.of],
+        np.concatenate((partition[first], groups.partition[named])),
+        np.concatenate((pane[first], groups.pane[named])),
+        np.concatenate((np.zeros(len(first), np.int32), groups.segment[named])),
+        rows,
+        np.concatenate((np.maximum.reduceat(groups.latest[order], first), groups.latest[named])),
+    )
+    return replace(tallied, groups=both, counted=counted, counts=counts)
 
 
 @dataclass(slots=True)

@@ -102,7 +102,7 @@ class Catalogue:
         return atom
 
     def paths(self) -> frozenset[str]:
-        """Every event path that a worker must decode: features, view keys, entity key, event time and id."""
+        """Every event path that a worker must decode: features, view keys, entity key, event time, id, and drift's."""
         wanted: set[str] = set()
         for feature in self.topology.features:
             if feature.kind == "stored":
@@ -112,7 +112,8 @@ class Catalogue:
             else:
                 wanted.add(feature.path)
         source = self.topology.source
-        wanted.update(path for path in (source.key, source.event_time, source.id) if path)
+        segment = self.topology.drift and self.topology.drift.segment
+        wanted.update(path for path in (source.key, source.event_time, source.id, segment) if path)
         return frozenset(wanted)
 
     def fingerprint(self) -> str:

@@ -6,9 +6,11 @@ It reads the very inputs that `tally` counts, so that a reference and what is he
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streamserve.drift.building import BINS, category, decision, numeric, status
@@ -19,16 +21,30 @@ from streamserve.features.catalogue import Catalogue
 from streamserve.features.columns import BatchColumns
 from streamserve.models.manifest import Input
 from streamserve.models.plan import FeaturePlan
-from streamserve.pipeline.tally import Specials
+from streamserve.pipeline.tally import Specials, segment_texts
 from streamserve.records import FeatureMatrix, Int64s, Scores, Uint8s
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+LONGEST = 200  # characters of a value that has windows of its own
 
 
 class Gathered:
-    """Inputs, scores, decisions and statuses of one version, batch by batch. names, labels: as in its `Scores`."""
+    """Inputs, scores, decisions and statuses of one version, batch by batch. names, labels: as in its `Scores`.
 
-    def __init__(self, plan: FeaturePlan, catalogue: Catalogue, names: Sequence[str], labels: Sequence[str]) -> None:
+    segment: an event field, of which the values are kept.
+    """
+
+    def __init__(
+        self,
+        plan: FeaturePlan,
+        catalogue: Catalogue,
+        names: Sequence[str],
+        labels: Sequence[str],
+        segment: str | None = None,
+    ) -> None:
+        self._segment = segment
+        self._values: list[pa.Array] = []  # of the segment field
         self._plan, self._catalogue, self._names, self._labels = plan, catalogue, names, labels
         self._specials = Specials(plan, catalogue)
         self._rows_of = {name: self._specials.row_of(name) for given in plan.inputs for name in given.features}
@@ -63,6 +79,10 @@ class Gathered:
             texts.append(as_text(columns.events.columns.column(path)).take(pa.array(rows)))
         status_ = matrix.status[at]
         specials = self._specials.of(columns, status_, rows)
+        if self._segment is not None:
+            texts_ = segment_texts(columns, self._segment)
+            nulls = pa.nulls(len(rows), pa.string())
+            self._values.append(nulls if texts_ is None else as_text(texts_).take(pa.array(rows)))
         self._told.append(len(rows) if specials is None else specials)
         self._status.append(status_)
         self._scores.append(said.values)
@@ -84,6 +104,46 @@ class Gathered:
         if self._labels:
             found.append(decision(tuple(dict.fromkeys(self._labels)), self._decided()))
         return found + [status(view.name, statuses[:, at]) for at, view in enumerate(self._plan.views)]
+
+    def segments(self, measures: Iterable[Measure], fewest: int, most: int) -> dict[str, list[Measure]]:
+        """By value of the segment field, the measures with the counts of its rows.
+
+        The `most` frequent values that `fewest` rows have, of equals the first by name; longer ones than LONGEST are
+        left out.
+        """
+        if not self._values:
+            return {}
+        values, like = pa.chunked_array(self._values, pa.string()).combine_chunks(), list(measures)
+        counted = ((one["values"], one["counts"]) for one in values.drop_null().value_counts().to_pylist())
+        ranked = sorted((-n, value) for value, n in counted if n >= fewest and 0 < len(value) <= LONGEST)[:most]
+        found = {}
+        for _, value in ranked:
+            chosen = pc.equal(values, value).fill_null(False).to_numpy(zero_copy_only=False)
+            found[value] = self._only(chosen).measures(like=like)
+        return found
+
+    def _only(self, chosen: Mask) -> Gathered:
+        """With these rows alone."""
+        found = Gathered(self._plan, self._catalogue, self._names, self._labels)
+        ends = np.cumsum([len(one) for one in self._scores])[:-1]
+        masks = np.split(chosen, ends)
+
+        def kept(parts: Iterable[Array]) -> list[Array]:
+            return [part[mask] for part, mask in zip(parts, masks, strict=True)]
+
+        found._inputs = {name: kept(parts) for name, parts in self._inputs.items()}
+        found._texts = {
+            path: [part.filter(pa.array(mask)) for part, mask in zip(parts, masks, strict=True)]
+            for path, parts in self._texts.items()
+        }
+        found._told = [
+            int(mask.sum()) if isinstance(told, int) else told[:, mask]
+            for told, mask in zip(self._told, masks, strict=True)
+        ]
+        found._status = kept(self._status)
+        found._scores, found._decisions = kept(self._scores), kept(self._decisions)
+        found.rows = int(chosen.sum())
+        return found
 
     def samples(self) -> dict[str, Array]:
         """The values of each number, by the key of its measure; those that are missing or a default left out."""
@@ -153,5 +213,4 @@ def recounted(
     known: Measure, values: Array | pa.Array, special: Uint8s | None = None, *, codes: Int64s | None = None
 ) -> Measure:
     """These values in the bins of a measure. codes: the bin of each code of a category."""
-    counts = count(known, values, special, codes=codes)
-    return known.model_copy(update={"counts": tuple(counts.tolist())})
+    return known.with_counts(count(known, values, special, codes=codes))

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamserve.drift.binning import Block, Watched
 from streamserve.drift.chunks import ALL_BP
 from streamserve.drift.measures import DEFAULT, MISSING, Measure, Of, code_bins, label_bins
 from streamserve.drift.reference import Reference
-from streamserve.drift.tallies import BatchTallies, Groups, Tallied, group
+from streamserve.drift.tallies import BatchTallies, Groups, Tallied, group, with_whole
 from streamserve.features.buffers import valid
 from streamserve.features.catalogue import Catalogue
-from streamserve.features.columns import UNSEEN_CODE, BatchColumns
+from streamserve.features.columns import FIRST_CODE, UNSEEN_CODE, BatchColumns
 from streamserve.models.manifest import Input
 from streamserve.models.plan import FeaturePlan
 from streamserve.pipeline.prediction import FIRST_MS, LAST_MS
@@ -28,15 +29,15 @@ from streamserve.rollouts.buckets import buckets
 from streamserve.topology import View
 
 SALT = "streamserve.drift"  # a share is of the keys of these buckets, whatever a rollout's salt
-ALL: tuple[str | None, ...] = (None,)
 
 
 @dataclass(frozen=True, slots=True)
 class Panes:
-    """How events are told apart and how many are counted. share_bp: basis points of the keys."""
+    """How events are told apart and how many are counted. share_bp: basis points of the keys. segment: a field."""
 
     pane_ms: int
     share_bp: int = ALL_BP
+    segment: str | None = None
 
 
 class Specials:
@@ -105,7 +106,9 @@ class Tally:
         self._fingerprint = "" if reference is None else reference.fingerprint
         self._width = 0 if reference is None else reference.offsets[-1]
         self._measures: dict[str, tuple[Measure, int]] = {}
+        self._values: tuple[str, ...] = ()
         if reference is not None:
+            self._values = reference.values if reference.segment == panes.segment else ()
             for measure, first in zip(reference.measures, reference.offsets, strict=False):
                 self._measures[measure.key] = measure, first
         self._specials = Specials(plan, catalogue)
@@ -178,13 +181,21 @@ class Tally:
         raw = events.raw.partitions[events.rows[rows]] if len(rows) else np.empty(0, np.int32)
         # A time at the end of time has no pane: its chunk would be refused, and its neighbours' counts lost with it
         times = np.clip(events.event_times[rows], FIRST_MS, LAST_MS)
-        groups = group(raw, times, self._panes.pane_ms)
+        groups = group(raw, times, self._panes.pane_ms, self._segments(columns, rows))
         kept = self._sampled(columns, rows) if self._fingerprint else np.empty(0, np.intp)
         of, counted = (groups.of, groups.rows) if kept is None else _some(groups, kept)
         counts = np.zeros((len(groups), self._width), np.int32)
         if self._fingerprint and len(of):
             self._add(columns, matrix, said, kept, of, counts)
-        return Tallied(self._version, self._fingerprint, groups, ALL, counted, counts)
+        found = Tallied(self._version, self._fingerprint, groups, (None, *self._values), counted, counts)
+        return with_whole(found) if self._values else found
+
+    def _segments(self, columns: BatchColumns, rows: Indices) -> Int32s | None:
+        """Of each event 0, or which of the values it has, from 1 on."""
+        path = self._panes.segment
+        if not self._values or path is None or segment_texts(columns, path) is None:
+            return None
+        return np.maximum(columns.coded(path, self._values)[rows] - (FIRST_CODE - 1), 0)
 
     def _sampled(self, columns: BatchColumns, rows: Indices) -> Indices | None:
         """Which of the rows are counted; None: all."""
@@ -248,6 +259,15 @@ def tally(tallying: Tallying, columns: BatchColumns, answers: Sequence[tuple[Fea
         for partition in np.flatnonzero(of).tolist():
             shed[partition] = shed.get(partition, 0) + int(of[partition])
     return BatchTallies(tuple(found), shed)
+
+
+def segment_texts(columns: BatchColumns, path: str) -> pa.Array | None:
+    """The field that tells segments apart; None: there is none, or it is no text, number or flag."""
+    place = columns.events.columns.schema.get_field_index(path)
+    if place < 0:
+        return None
+    column = columns.events.columns.column(place)
+    return None if pa.types.is_binary(column.type) or pa.types.is_nested(column.type) else column
 
 
 def _some(groups: Groups, kept: Indices) -> tuple[Int32s, Int64s]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,8 @@ from streamserve.pipeline.score import Scorer
 from streamserve.records import RawBatch
 from streamserve.topology import Drift
 
-FEWEST = 1_000  # rows of a reference: its own error would hide what is to be found
+FEWEST = 1_000  # rows of a reference, or a segment of it: its own error would hide what is to be found
+MOST_SEGMENTS = 8  # each is counted, calibrated and told as the whole stream is
 
 
 def alert_settings(drift: Drift) -> AlertSettings:
@@ -52,7 +53,8 @@ class Scoring:
         """
         manifest, catalogue = self.manifest, self.catalogue
         plan, scorer = FeaturePlan.of(manifest, catalogue), Scorer(manifest, self.session)
-        gathered, read = Gathered(plan, catalogue, scorer.names, scorer.labels), 0
+        drift = catalogue.topology.drift or Drift()
+        gathered, read = Gathered(plan, catalogue, scorer.names, scorer.labels, drift.segment), 0
         for raw in events:
             decoded = self.decoder.decode(raw)
             columns = open_columns(catalogue, decoded, [plan], self.store)
@@ -69,18 +71,41 @@ class Scoring:
         return gathered
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The events of a reference in its bins. segments: those of each value that has windows of its own."""
+
+    rows: int
+    measures: Sequence[Measure]
+    segments: Mapping[str, Sequence[Measure]]
+
+    @classmethod
+    def of(cls, gathered: Gathered, bins: int, like: Iterable[Measure]) -> Counted:
+        """like: measures of another version, whose bins are taken."""
+        measures = gathered.measures(bins, like)
+        return cls(gathered.rows, measures, gathered.segments(measures, FEWEST, MOST_SEGMENTS))
+
+    @property
+    def many(self) -> int:
+        """So many measures are to be calibrated."""
+        return len(self.measures) * (1 + len(self.segments))
+
+
 def build_reference(
-    scoring: Scoring, gathered: Gathered, *, source: str, created: dt.datetime, bins: int, like: Iterable[Measure]
+    scoring: Scoring, counted: Counted, *, source: str, created: dt.datetime, tell: Callable[[int], None]
 ) -> Reference:
-    """The reference of these events. like: measures of another version, whose bins are taken."""
+    """The reference of these events. tell: told how many measures are calibrated."""
     manifest, drift = scoring.manifest, scoring.catalogue.topology.drift or Drift()
     return build(
-        gathered.measures(bins, like),
+        counted.measures,
         model=manifest.model,
         version=manifest.version,
         manifest_sha256=scoring.manifest_sha256,
-        rows=gathered.rows,
+        rows=counted.rows,
         source=source,
         created=created,
         alerts=alert_settings(drift),
+        segment=drift.segment,
+        segments=counted.segments,
+        tell=tell,
     )

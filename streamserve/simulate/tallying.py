@@ -92,8 +92,12 @@ class VersionTallies:
 
     def _compare_alerts(self, version: str, reference: Reference | None) -> None:
         drift = self._catalogue.topology.drift
-        if reference is not None and drift is not None and reference.alerts != alert_settings(drift):
+        if reference is None or drift is None:
+            return
+        if reference.alerts != alert_settings(drift):
             self._tell(version, "alerts are as its reference was built for, not as the topology file says by now")
+        if drift.segment not in (None, reference.segment):
+            self._tell(version, f"its reference has no segments by {drift.segment}: build it anew for windows of them")
 
     def _tell(self, version: str, what: str) -> None:
         """Once, and not at every batch."""
