@@ -60,6 +60,8 @@ ORDER = (
     "version",
     "segment",
     "measure",
+    "against",
+    "change",
     "decision",
     "partition",
     "to",
@@ -116,7 +118,7 @@ def full():
     return found.exposition(
         Reading(
             partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE, shadow=shadow, shadow_lost=4,
-            drift=DriftReading(5, 1, 2, {series: judged}),
+            drift=DriftReading(5, 1, 2, {series: judged}, {(series, "feature:x", "stable", "begins"): 3}),
         )
     )  # fmt: skip
 
@@ -201,6 +203,7 @@ def test_the_latest_drift_window_is_told():
     assert found["drift_alert", *of] == 1
     assert found["drift_window_end_seconds", "v1", ""] == 7_200
     assert found["drift_window_rows", "v1", ""] == 300
+    assert found["drift_alert_changes_total", *of, "stable", "begins"] == 3
     assert (found["panes_chunks_total",], found["panes_chunks_lost_total",], found["drift_troubles_total",]) == (
         5,
         1,

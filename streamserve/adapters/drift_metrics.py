@@ -15,12 +15,17 @@ from streamserve.drift.judge import Judged
 
 @dataclass(frozen=True, slots=True)
 class DriftReading:
-    """chunks, lost: written, and not arrived. troubles: times that windows had to wait. windows: the latest of each."""
+    """chunks, lost: written, and not arrived. troubles: times that windows had to wait. windows: the latest of each.
+
+    changes: alerts that began or ended, by whose they are, the measure, whether it is held against the reference or
+        stable, and which of both it was.
+    """
 
     chunks: int = 0
     lost: int = 0
     troubles: int = 0
     windows: Mapping[Series, Judged] = field(default_factory=dict)
+    changes: Mapping[tuple[Series, str, str, str], int] = field(default_factory=dict)
 
 
 def drift_metrics(topology: str, now: DriftReading) -> Iterable[Metric]:
@@ -51,4 +56,11 @@ def drift_metrics(topology: str, now: DriftReading) -> Iterable[Metric]:
             psi.add_metric([*whose, one.found.key], one.found.psi)
             limit.add_metric([*whose, one.found.key], one.found.limit * one.found.unit)
             alert.add_metric([*whose, one.found.key], float(one.status is Status.ALERT))
-    yield from (psi, limit, alert, end, rows)
+    changes = CounterMetricFamily(
+        "streamserve_drift_alert_changes",
+        "Alerts that began or ended.",
+        labels=[*labels, "measure", "against", "change"],
+    )
+    for (series, measure, against, change), count in now.changes.items():
+        changes.add_metric([*known, series.version, series.segment or "", measure, against, change], count)
+    yield from (psi, limit, alert, end, rows, changes)

@@ -13,6 +13,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ class DriftAgent:
         self._trouble: Exception | None = None
         self._taken = threading.Event()
         self.told: dict[Series, Judged] = {}  # the latest window of each, for the metrics
+        self.changes: Counter[tuple[Series, str, str, str]] = Counter()  # as `DriftReading` has them
         self.troubles = 0
         self._asked = 0.0
 
@@ -193,7 +195,11 @@ class DriftAgent:
 
     def _alert(self, change: Change, judged: Judged, now: int) -> dict[str, Any]:
         window, found = judged.window, change.measured.found
-        against = "reference" if change.measured in judged.measures else f"stable {judged.stable}"
+        is_own = change.measured in judged.measures
+        against = "reference" if is_own else f"stable {judged.stable}"
+        self.changes[
+            window.series, found.key, "reference" if is_own else "stable", "begins" if change.alert else "ends"
+        ] += 1
         now_is = "differs from" if change.alert else "is again as"
         LOG.warning("drift: %s of %s %s %s", found.key, window.series.name, now_is, against)
         return {

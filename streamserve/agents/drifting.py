@@ -50,7 +50,10 @@ class Drifting:
 
     def reading(self) -> DriftReading:
         """What the metrics show."""
-        return DriftReading(self.hook.chunks, self._output.lost, self.agent.troubles, dict(self.agent.told))
+        agent = self.agent
+        return DriftReading(
+            self.hook.chunks, self._output.lost, agent.troubles, dict(agent.told), dict(agent.changes)
+        )  # fmt: skip
 
     def join(self, app: App) -> None:
         """Give the Faust app its agent."""
