@@ -242,7 +242,8 @@ class Drift(_Word):
         slide: a window begins so often; None: where the one before ends.
         lateness: event time for which a window takes late events, and is told again.
         share: of the entity keys whose events are counted, above 0 and up to 1.
-        segment: an event field whose most frequent values have windows of their own, beside those of all events.
+        segment: an event field (text, number or flag) whose most frequent values have windows of their own, beside
+            those of all events. A feature or key is read from it.
         min_rows: a window with fewer events says nothing.
         threshold: how far the PSI of a window must be above what it is without drift, on average.
         alpha: the chance of a false alert, of any measure, in `per` windows.
@@ -272,6 +273,11 @@ class Drift(_Word):
             raise ValueError("window and slide are whole milliseconds")
         if self.window / self.pane > MOST_PANES:
             raise ValueError(f"window and slide share no part longer than {self.pane}: let one be a multiple of it")
+        if (self.window + self.lateness) / self.pane > 2 * MOST_PANES:
+            raise ValueError(
+                f"so long a lateness is {self.lateness / self.pane:,.0f} panes of {self.pane}: let it be shorter, or "
+                "windows slide by more"
+            )
         return self
 
     @property

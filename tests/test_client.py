@@ -267,8 +267,13 @@ def test_an_end_is_told_until_there_is_more_to_read(endpoints, topic, compiled):
     assert reading.reader.ended == {1: 2}
     assert sum(map(len, reading.read(6))) == 6
     wait_until(lambda: ended((0, 10), (1, 2)), 15, "the end again")
+    assert not list(reading.reader.idle())
+    assert reading.reader.ended == {}  # nobody looks
+    broker.produce(topic, [Record(b"k", b"v", partition=1)])
+    reading.read(1)
+    wait_until(lambda: ended((0, 10), (1, 3)), 15, "the ends after a rest")
     reading.release([0])
-    assert reading.reader.ended == {1: 2}
+    assert reading.reader.ended == {1: 3}
     reading.close()
 
 

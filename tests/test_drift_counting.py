@@ -218,6 +218,17 @@ def test_sums_are_bounded_and_what_is_beyond_is_counted():
     assert sums.of(("t", 0))[1] == 0
 
 
+def test_a_pane_that_is_not_kept_is_shed_once_with_its_segments():
+    groups = group(np.zeros(10, np.int32), np.arange(10) // 5, 1, np.ones(10, np.int32))
+    both = with_whole(Tallied("v", "ref", groups, (None, "one"), groups.rows, np.ones((2, 3), np.int32)))
+    for most, kept, shed in ((0, 0, 10), (1, 2, 5), (9, 4, 0)):
+        sums, more = Tallies(most), Tallies(most)
+        sums.add("t", {0}, BatchTallies((both,)))
+        more.merge(("t", 0), sums)
+        for one in (sums, more):
+            assert (len(one.of(("t", 0))[0]), one.of(("t", 0))[1]) == (kept, shed)
+
+
 # ---- chunks beside commits
 
 
@@ -227,12 +238,14 @@ class Desk:
     def __init__(self):
         self.now, self.written, self.slow, self.ends = 0.0, [], False, {}
         self.spent, self.cost = 0.0, 0.9 * MOST_CPU  # so that a chunk may follow another one after 0.9 s
-        self.hook = PaneChunks(self, "t.panes", self.keep, 10_000, self.ends.get, lambda: self.now, lambda: self.spent)
+        self.hook = PaneChunks(
+            self, "t.panes", self.keep, 1_000, 10_000, self.ends.get, lambda: self.now, lambda: self.spent
+        )
 
     def keep(self, chunk):
         self.spent += self.cost
         self.written.append(chunk)
-        return b"x"
+        return b"x" * 100 * len(chunk.cells)
 
     def write(self, out):
         assert (out.topic, len(out)) == ("t.panes", len(out.keys))
@@ -337,6 +350,16 @@ def test_a_commit_that_is_tried_again_takes_along_what_was_sent_meanwhile():
     desk.hook.prepare([boundary(0, 2)])
     desk.hook.committed([boundary(0, 2)])
     assert counted(desk.written)[-1] == (0, 0, 2, 2, [[1, 1, 0, 0]])
+
+
+def test_the_events_of_a_chunk_that_its_topic_would_refuse_are_shed():
+    desk = Desk()
+    for pane in range(11):
+        desk.send(0, 1, 2, pane=pane)
+    desk.hook.prepare([boundary(0, 22)])
+    whole, instead = desk.written
+    assert (len(whole.cells), whole.shed) == (11, 0)
+    assert (instead.start, instead.stop, len(instead.cells), instead.shed) == (0, 22, 0, 22)
 
 
 def test_who_hands_a_partition_over_writes_what_is_committed_of_it():

@@ -58,6 +58,7 @@ def reference(version="v1", shift=0.0):
     )  # fmt: skip
 
 
+PART = Series("v1", "r", "a")
 ONE, TWO, OTHER = reference(), reference("v2"), reference("v2", shift=3.0)
 
 
@@ -77,7 +78,7 @@ def walk(of, shifts, **more):
     """Judge windows one after the other, each from what the record of the one before told."""
     records, judged = [], []
     for hour, shift in enumerate(shifts):
-        states = states_of(records).get(Series(of.version, of.fingerprint, None), {})
+        states = states_of(records).get((Series(of.version, of.fingerprint, None), ""), {})
         judged.append(judge(window(of, hour, shift, **more), of, states))
         records.append(told(judged[-1]))
     return judged, records
@@ -139,7 +140,7 @@ def test_a_candidate_is_held_against_the_events_that_stable_answered_in_the_same
     }  # fmt: skip
     other = judge(window(TWO, 0, 1.4), TWO, {}, Beside(stable, ONE))
     assert {one.found.key: one.status for one in other.beside}["feature:x"] is Status.WARN
-    states = states_of([told(other)], "beside")[other.window.series]
+    states = states_of([told(other)])[other.window.series, "v1"]
     again = judge(window(TWO, 1, 1.4), TWO, {}, Beside(window(ONE, 1, 1.0), ONE), states)
     assert ("feature:x", True) in [(c.measured.found.key, c.alert) for c in again.changes if c.measured in again.beside]
 
@@ -197,7 +198,7 @@ def test_a_segment_is_held_against_its_own_part_of_the_reference():
         for hour in range(2):
             one = window(known, hour, shift)
             one = replace(one, series=replace(one.series, segment=segment))
-            records.append(told(judge(one, known, states_of(records).get(one.series, {}))))
+            records.append(told(judge(one, known, states_of(records).get((one.series, ""), {}))))
         found[segment] = records
     assert [found[segment][1]["status"] for segment in (None, "a", "b")] == ["OK", "ALERT", "NO_REFERENCE"]
     records = [*found[None], *found["a"]]
@@ -216,12 +217,32 @@ def test_the_report_tells_what_moved_since_when_and_how_far():
     with console.capture() as text:
         show(console, made, everything=False)
     said = text.get()
-    assert "2 measures are as the reference" in said
+    assert "measures as the reference: 2 (--all shows them)" in said
     assert "ALERT" in said
     plain = json.loads(json.dumps(made.plain(), allow_nan=False))
     assert plain["alerts"][0] == {"measure": "feature:x", "since": 2 * HOUR}
     assert [len(one["measures"]) for one in plain["windows"]] == [4] * 4
     assert headline(report((0, 0))) == "m v1: no drift in 2 windows up to 1970-01-01 02:00"
+
+
+def test_a_report_on_too_few_events_says_no_more_than_that():
+    made = report((0, 0, 0), rows=20)
+    assert headline(made) == "m v1: too few events in each of 3 windows to tell of drift"
+    whole = DriftReport("t", "m", report((0, 0)).history, ONE, (replace(made.history, series=PART),))
+    assert ("too few events in windows of a", False) in sentences(whole)
+    with (console := Console(width=150, force_terminal=False)).capture() as text:
+        show(console, made, everything=False)
+    assert "measures with too few events to tell: 4" in text.get()
+
+
+def test_what_was_late_is_told_once_and_added_up():
+    _, records = walk(ONE, (0, 0))
+    late = [{**records[0], "late": 7}, records[1], {**records[0], "revision": 1, "late": 2, "wild": 1}]
+    (series,) = series_in(late)
+    assert [(one["revision"], one["late"], one["wild"]) for one in history(late, series).windows] == [
+        (1, 9, 1),
+        (0, 0, 0),
+    ]
 
 
 def test_the_page_needs_nothing_and_escapes_what_came_with_events():

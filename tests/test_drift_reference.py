@@ -93,6 +93,25 @@ def test_segments_that_do_not_fit_are_refused(broken):
         Reference.from_bytes(json.dumps({**told, **broken}).encode())
 
 
+def test_the_same_rows_and_settings_have_one_fingerprint_whenever_it_was_built():
+    later = reference(created=dt.datetime(2026, 5, 5, tzinfo=dt.UTC))
+    assert later.to_bytes() != reference().to_bytes()
+    assert later.fingerprint == reference().fingerprint
+    assert reference(alerts=AlertSettings(alpha=0.01)).fingerprint != reference().fingerprint
+
+
+@pytest.mark.parametrize("alpha", [0.002, 0.02, 0.1, 0.5])
+def test_a_constant_is_calibrated_at_any_alpha(alpha):
+    told = build(
+        [numeric("c", np.ones(10_000)), numeric("x", np.random.default_rng(1).normal(size=10_000))],
+        model="m", version="v", manifest_sha256=SHA, rows=10_000, source="s",
+        created=dt.datetime(2026, 1, 2, tzinfo=dt.UTC), alerts=AlertSettings(alpha=alpha),
+    )  # fmt: skip
+    limits = told.calibration.curves["feature:c"].limits
+    assert all(np.isfinite(limits))
+    assert min(limits) > 0
+
+
 def test_the_same_bins_with_other_counts_have_other_rows():
     one = measures()[0]
     assert one.rows == 500

@@ -5,19 +5,22 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pipeline import CATALOGUE, ONE, OTHER, ROWS, STATIC, TWO, VIEW, event, pipeline, raw, version
+from test_pipeline import CATALOGUE, ONE, OTHER, ROWS, STATIC, TOPOLOGY, TWO, VIEW, event, pipeline, raw, version
 
 from streamserve.adapters.schema_ids import PinnedIndex
 from streamserve.drift import binning, calibration
 from streamserve.drift.chunks import Cell, Chunk, refusal
 from streamserve.drift.reference import Reference, build
 from streamserve.drift.tallies import BatchTallies, Tallies
+from streamserve.errors import TopologyError
+from streamserve.features.catalogue import Catalogue
 from streamserve.pipeline.enrich import build_matrix, open_columns
 from streamserve.pipeline.gather import Gathered
 from streamserve.pipeline.pane_chunk import PINNED_ID, chunk_of, encode
@@ -26,6 +29,7 @@ from streamserve.rollouts.buckets import buckets
 from streamserve.simulate.explain import FramedReader
 from streamserve.simulate.offline import MemoryStore
 from streamserve.testing import StubModel
+from streamserve.topology import Drift
 
 READER = FramedReader(PinnedIndex(ROOT / "schemas"))
 pure = settings(deadline=None, derandomize=True, max_examples=40)
@@ -170,6 +174,14 @@ def test_a_field_that_no_event_has_or_none_of_the_values_tells_nobody_apart(know
     told = reference(known.measures, segment=field, segments={"never": known.measures})
     found = tally(told, segment=field).count(*through(raw([event(n, at=1050) for n in range(20)])))
     assert (len(found.groups), found.groups.rows.tolist()) == (1, [20])
+
+
+def test_a_segment_field_that_nothing_is_read_from_is_refused():
+    """Read for drift alone, it would make dead letters of events that do not fit there."""
+    for segment, fits in (("a", True), ("n", True), ("q", False)):
+        topology = TOPOLOGY.model_copy(update={"drift": Drift(segment=segment)})
+        with nullcontext() if fits else pytest.raises(TopologyError, match="no feature or key is read from"):
+            Catalogue(topology)
 
 
 def test_a_reference_by_another_field_than_the_topology_asks_for_counts_the_whole(known):

@@ -179,6 +179,65 @@ def test_panes_that_nonsense_asks_for_are_bounded_and_the_oldest_are_kept():
     assert [w.rows for w in log.said if w.start_ms in {1_020, 1_080}] == [60, 60]
 
 
+def test_a_window_that_lost_panes_to_the_bound_is_incomplete():
+    log = Told(WindowRule(size_ms=60, slide_ms=10, lateness_ms=200, pane_ms=10, max_panes=10))
+    for at in range(1_000, 1_600, 10):
+        log.hear(*range(at, at + 10))
+    lost = [w for w in log.said if w.rows < 60 and w.start_ms >= 1_000]
+    assert lost
+    assert not any(w.complete for w in lost)
+
+
+def test_with_a_canary_a_wild_minority_moves_nothing():
+    log = Told()
+    log.at += 1
+    wild = [Event(0, 85 + n, 10**6 + 10 * n, "a", None, 0) for n in range(15)]
+    events = [Event(0, n, 1_000, "ab"[n % 2], None, 0) for n in range(85)] + wild
+    log.fold.add(chunk_of(events, 0, 100, 1), log.at, log.at)
+    assert log.fold.watermark == 1_000
+
+
+@pytest.mark.parametrize("lateness", [0, 100])
+def test_what_is_gone_of_the_log_is_missing(lateness):
+    rule = WindowRule(size_ms=100, slide_ms=100, lateness_ms=lateness, pane_ms=10, block_chunks=1)
+    events = [Event(0, n, 1_000 + n, "a", None, 0) for n in range(500)]
+    chunks = [chunk_of(events, at, at + 10, 1) for at in range(0, 500, 10)]
+
+    def go_on(first: int, earlier) -> list:
+        fold, said = Fold(rule, {TOPIC: 1}, earlier), []
+        for offset, chunk in enumerate(chunks[first:], first):
+            fold.add(chunk, offset, offset)
+            said += fold.due()
+        return said
+
+    whole = go_on(0, None)
+    before = [w for w in whole if w.panes_to <= 25]
+    earlier = told(before)
+    assert earlier.panes_from < 22
+    assert words(go_on(earlier.panes_from, earlier)) == words(whole[len(before) :])
+    for said in (go_on(22, earlier), go_on(22, earlier.anew())):  # what came before is gone
+        lacking = [w for w in said if w.rows < 100 and w.start_ms < 1_300]
+        assert lacking
+        assert not any(w.complete for w in lacking)
+        assert [w.rows for w in said if w.complete] == [100] * sum(w.complete for w in said)
+        assert any(w.complete for w in said)
+
+
+def test_a_log_that_was_made_anew_is_read_from_its_beginning():
+    events = [Event(0, n, 1_000 + n, "a", None, 0) for n in range(1_000)]
+    fold, said = Fold(RULE, {TOPIC: 1}), []
+    for offset, at in enumerate(range(0, 500, 10)):
+        fold.add(chunk_of(events, at, at + 10, 1), offset, offset)
+        said += fold.due()
+    fold, anew = Fold(RULE, {TOPIC: 1}, told(said).anew()), []
+    for offset, at in enumerate(range(500, 1_000, 10)):
+        fold.add(chunk_of(events, at, at + 10, 1), offset, offset)
+        anew += fold.due()
+    assert [w.start_ms for w in anew if w.revision == 0] == list(range(1_440, 1_980, 60))
+    assert not any(w.revision for w in anew)  # what was said of the former one stays as it is
+    assert [(w.rows, w.complete) for w in anew if w.start_ms > 1_600] == [(60, True)] * 6
+
+
 def test_nothing_is_held_for_wild_rows_for_ever():
     log = Told(WindowRule(size_ms=60, slide_ms=60, lateness_ms=20, pane_ms=10, block_chunks=4))
     log.hear(*range(1_000, 1_064), 10**9)

@@ -24,7 +24,6 @@ from streamserve.adapters.drift_metrics import DriftReading
 from streamserve.adapters.latency import BOUNDS_S, EventLatency
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
 from streamserve.drift.alerts import AlertState, Status
-from streamserve.drift.chunks import Series
 from streamserve.drift.distances import Comparison
 from streamserve.drift.judge import Measured
 from streamserve.features.breaker import State, StoreReading
@@ -110,15 +109,17 @@ def full():
     )  # fmt: skip
     found.took(done.raw)
     found.record(done, SENT)
-    series = Series("v1", "f" * 64, None)
+    whose = "v1", None
     window = SimpleNamespace(end_ms=7_200_000, rows=300)
     moved = Comparison("feature:x", 300, 0.5, 0.1, 0.4, 0.01, 150.0, 30.0, 1 / 300, 0.2, ())
-    judged = SimpleNamespace(window=window, measures=(Measured(moved, Status.ALERT, AlertState()),))
+    judged = SimpleNamespace(
+        window=window, measures=(Measured(moved, Status.INSUFFICIENT, AlertState(), alerting=True),)
+    )
     shadow = ShadowTally(Shadow("v2", "r", 100), compared=10, agreed=7, decided=9, failed=1, unanswered=2, shed=3)
     return found.exposition(
         Reading(
             partitions=2, in_flight=1, commits=5, lag={0: 7, 3: 0}, store=STORE, shadow=shadow, shadow_lost=4,
-            drift=DriftReading(5, 1, 2, {series: judged}, {(series, "feature:x", "stable", "begins"): 3}),
+            drift=DriftReading(5, 1, 2, {whose: judged}, {(whose, "feature:x", "stable", "begins"): 3}),
         )
     )  # fmt: skip
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from streamserve.drift.alerts import Status
-from streamserve.drift.chunks import Series
 from streamserve.drift.judge import Judged
+
+Whose = tuple[str, str | None]  # version, segment; None: of all events
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class DriftReading:
     chunks: int = 0
     lost: int = 0
     troubles: int = 0
-    windows: Mapping[Series, Judged] = field(default_factory=dict)
-    changes: Mapping[tuple[Series, str, str, str], int] = field(default_factory=dict)
+    windows: Mapping[Whose, Judged] = field(default_factory=dict)
+    changes: Mapping[tuple[Whose, str, str, str], int] = field(default_factory=dict)
 
 
 def drift_metrics(topology: str, now: DriftReading) -> Iterable[Metric]:
@@ -48,19 +48,19 @@ def drift_metrics(topology: str, now: DriftReading) -> Iterable[Metric]:
         "streamserve_drift_window_end_seconds", "End of the latest window, event time since 1970.", labels=labels
     )
     rows = GaugeMetricFamily("streamserve_drift_window_rows", "Events of the latest window.", labels=labels)
-    for series, judged in sorted(now.windows.items(), key=lambda one: one[0].order):
-        whose = [*known, series.version, series.segment or ""]
+    for (version, segment), judged in now.windows.items():
+        whose = [*known, version, segment or ""]
         end.add_metric(whose, judged.window.end_ms / 1000)
         rows.add_metric(whose, judged.window.rows)
         for one in judged.measures:
             psi.add_metric([*whose, one.found.key], one.found.psi)
             limit.add_metric([*whose, one.found.key], one.found.limit * one.found.unit)
-            alert.add_metric([*whose, one.found.key], float(one.status is Status.ALERT))
+            alert.add_metric([*whose, one.found.key], float(one.alerting))
     changes = CounterMetricFamily(
         "streamserve_drift_alert_changes",
         "Alerts that began or ended.",
         labels=[*labels, "measure", "against", "change"],
     )
-    for (series, measure, against, change), count in now.changes.items():
-        changes.add_metric([*known, series.version, series.segment or "", measure, against, change], count)
+    for ((version, segment), measure, against, change), count in now.changes.items():
+        changes.add_metric([*known, version, segment or "", measure, against, change], count)
     yield from (psi, limit, alert, end, rows, changes)

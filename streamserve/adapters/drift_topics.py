@@ -11,11 +11,12 @@ from streamserve.adapters.kafka import Clients
 from streamserve.adapters.reading import Start, TopicReader
 from streamserve.adapters.schema_ids import schema_ids
 from streamserve.drift.chunks import Chunk
+from streamserve.drift.windows import WindowRule
 from streamserve.pipeline import drift_window, pane_chunk
 from streamserve.simulate.explain import FramedReader, UnreadableError
 
 LOG = logging.getLogger("streamserve.drift")
-RECENT = 2_000  # windows that are looked at for what was said last: all open ones are among them by far
+RECENT = 2_000  # windows that are looked at first for what was said last; more where not all open ones are among them
 BROKEN = (UnreadableError, ValueError, KeyError, TypeError)  # the last three: it is a record of something else
 
 
@@ -56,15 +57,40 @@ class PaneTail:
         self._follower.close()
 
 
-def read_windows(clients: Clients, topic: str, start: Start | None = None) -> list[dict[str, Any]]:
-    """What stands of windows, in its order, as `drift_window.told_of` gives it. start: None: the RECENT last ones.
+def end_of(clients: Clients, topic: str) -> int:
+    """The end of the panes topic, which has one partition.
+
+    Raises:
+        TopicError, BrokerError: it can't be read.
+    """
+    with TopicReader(clients, topic) as reader:
+        return max(end for _, end in reader.spans(Start("end")).values())
+
+
+def read_open_windows(clients: Clients, topic: str, rule: WindowRule) -> list[dict[str, Any]]:
+    """The last records of windows, in their order, with all of those that may still be told anew.
+
+    Raises:
+        TopicError, BrokerError: it can't be read.
+    """
+    many = RECENT
+    while True:
+        found = read_windows(clients, topic, Start("last", many))
+        # A window is told when the watermark passes its end, and not before
+        if len(found) < many or found[0]["watermark"] <= found[-1]["watermark"] - rule.lateness_ms - rule.slide_ms:
+            return found
+        many *= 4
+
+
+def read_windows(clients: Clients, topic: str, start: Start) -> list[dict[str, Any]]:
+    """What stands of windows, in its order, as `drift_window.told_of` gives it.
 
     Raises:
         TopicError, BrokerError: it can't be read.
     """
     found, framed = [], FramedReader(schema_ids(clients.settings))
     with TopicReader(clients, topic) as reader:
-        for record in reader.backlog(start or Start("last", RECENT)):
+        for record in reader.backlog(start):
             try:
                 found.append(drift_window.told_of(framed.read(record.value)))
             except BROKEN as broken:

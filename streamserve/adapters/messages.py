@@ -51,6 +51,7 @@ class MessageReader:
         if self._paused != self._epoch():  # partitions that came meanwhile are not paused yet
             self._paused = self._epoch()
             self._consumer.pause(self._consumer.assignment())
+            self.ended.clear()  # nobody looks any more; after the resumption ends are told again
         started = time.monotonic_ns()
         first = self._consumer.poll(0)
         if first is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ctypes import byref, c_int
 from time import monotonic, monotonic_ns
 from typing import Any
@@ -40,6 +40,7 @@ class PackedReader:
         self._handle, self._lib, self._topic = handle, handle.lib, topic
         self._epoch, self._where = epoch, where
         self._beside = MessageReader(consumer, epoch, where)
+        self._ends, self._idle = self._beside.ended, False
         self._unsure: set[int] = set()  # partitions of which nothing has come yet
         self._next_lead, self._pause = 0.0, LEAD_S
         self._reader: int | None = self._lib.reader_new(handle.pointer, max_rows)
@@ -55,8 +56,8 @@ class PackedReader:
         self._beside.take(partitions)
 
     @property
-    def ended(self) -> dict[int, int]:
-        return self._beside.ended
+    def ended(self) -> Mapping[int, int]:
+        return {} if self._idle else self._ends  # while nothing is read, more may have come
 
     def forget_end(self, partition: int) -> None:
         self._beside.forget_end(partition)
@@ -83,9 +84,11 @@ class PackedReader:
             self._lead(self._unsure)
 
     def idle(self) -> Iterator[RawBatch]:
+        self._idle = True
         return self._strays()
 
     def read(self, fill: Fill) -> Iterator[RawBatch]:
+        self._idle = False
         yield from self._strays(fill.max_rows, fill.max_bytes)
         self._lead_again()
         size = native.BatchSize()
@@ -100,11 +103,11 @@ class PackedReader:
         )
         if size.rows:
             batch = self._pack(size)
-            if self._unsure or self.ended:
+            if self._unsure or self._ends:
                 come = np.unique(batch.partitions).tolist()
                 self._unsure.difference_update(come)
                 for partition in come:
-                    self.ended.pop(partition, None)
+                    self._ends.pop(partition, None)
         if size.ends:
             self._note_ends(size.ends, batch if size.rows else None)
         if size.rows:
@@ -118,7 +121,7 @@ class PackedReader:
         for partition, end in zip(partitions.tolist(), offsets.tolist(), strict=True):
             later = batch is not None and (batch.offsets[batch.partitions == partition] >= end).any()
             if not later:
-                self.ended[partition] = end
+                self._ends[partition] = end
 
     def _strays(self, rows: int = STRAYS, size: int = STRAY_BYTES) -> Iterator[RawBatch]:
         """The group's callbacks and errors; and records of a partition whose queue did not lead here yet.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from streamserve.records import Outgoing, OutputBatch, TopicPartition, binary
 
 LOG = logging.getLogger("streamserve.panes")
 MOST_CPU = 0.03  # of a core, for chunks: some 0.1 ms each
-MOST_SUMS = 8_192  # of 1 to 3 kB each; a stream whose events are spread over more panes a second needs wider ones
+MOST_SUMS = 8_192  # in memory; a stream whose events are spread over more panes a second needs wider ones
 IDLE_S = 0.9  # so often it is said that a partition is at its end: windows wait for the next word of it
 CONFIRM_S = 0.1  # how long a commit waits for its chunks
 NOTHING_AHEAD: Mapping[TopicPartition, Boundary] = MappingProxyType({})
@@ -53,7 +53,7 @@ class PaneChunks:
     """A `BoundaryHook`. What fails in it stops nobody.
 
     Args:
-        encode: a chunk as a record's value.
+        encode: a chunk as a record's value. most_bytes: what a value may have; the events of a larger one are shed.
         end_of: the end of a partition that was read up to it, where nothing of it waits; None: of others.
         clock: monotonic seconds. spent: CPU seconds of the thread that calls.
     """
@@ -63,12 +63,14 @@ class PaneChunks:
         writer: Writer,
         topic: str,
         encode: Callable[[Chunk], bytes],
+        most_bytes: int,
         share_bp: int,
         end_of: Callable[[TopicPartition], int | None],
         clock: Callable[[], float],
         spent: Callable[[], float],
     ) -> None:
         self._writer, self._topic, self._encode, self._share_bp = writer, topic, encode, share_bp
+        self._most_bytes = most_bytes
         self._end_of, self._clock, self._spent = end_of, clock, spent
         self._sent, self._held = Tallies(MOST_SUMS), Tallies(MOST_SUMS)  # since the last commit; since the last chunk
         self._covered: dict[TopicPartition, _Covered] = {}
@@ -174,14 +176,26 @@ class PaneChunks:
         *,
         wait: bool = False,
     ) -> None:
+        if not partitions:
+            return
         began = self._spent()
         self._write([self._chunk(at, ahead.get(at)) for at in partitions], wait=wait)
         self._due = self._clock() + (self._spent() - began) / MOST_CPU
 
+    def _fitting(self, chunk: Chunk) -> bytes:
+        """As a record's value that its topic takes."""
+        value = self._encode(chunk)
+        if len(value) <= self._most_bytes:
+            return value
+        events = sum(cell.rows for cell in chunk.cells if cell.segment is None)
+        LOG.warning("%d events of %s-%d are not counted: %d panes are too many for a record of %s",
+                    events, chunk.topic, chunk.partition, len(chunk.cells), self._topic)  # fmt: skip
+        return self._encode(replace(chunk, cells=(), shed=chunk.shed + events))
+
     def _write(self, chunks: Sequence[Chunk], *, wait: bool = False) -> None:
         if not chunks:
             return
-        values = binary([self._encode(chunk) for chunk in chunks])
+        values = binary([self._fitting(chunk) for chunk in chunks])
         keys = binary([f"{chunk.topic}-{chunk.partition}".encode() for chunk in chunks])
         rows = np.arange(len(chunks))
         self._writer.write(Outgoing(self._topic, rows, keys, values, None, np.zeros(len(chunks), np.int64)))

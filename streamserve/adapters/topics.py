@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from streamserve.adapters.control_log import CONTROL, PROGRESS
 from streamserve.adapters.kafka import Clients, broker_error, missing_right
 from streamserve.errors import BrokerError, TopicError
 from streamserve.pipeline.emit import TimestampLimits
-from streamserve.topology import Topology
+from streamserve.topology import Drift, Topology
 
 DAY_MS = 86_400_000
 MIB = 1 << 20
@@ -57,6 +58,12 @@ class Step:
     configs: Mapping[str, str] = field(default_factory=dict)
 
 
+def panes_kept_ms(drift: Drift | None) -> int:
+    """A week, and twice as long as an event may belong to an open window: whoever takes over reads them all again."""
+    open_for = 0 if drift is None else (drift.window + drift.lateness) // dt.timedelta(milliseconds=1)
+    return max(7 * DAY_MS, 2 * open_for)
+
+
 def wanted_topics(topology: Topology) -> list[Wanted]:
     """Every topic of a topology, the shared logs included."""
     source = topology.source
@@ -85,7 +92,7 @@ def wanted_topics(topology: Topology) -> list[Wanted]:
             "drift counts",
             {"cleanup.policy": "delete"},
             # The broker's time: how long a partition is silent must not depend on the clocks of workers
-            {"message.timestamp.type": "LogAppendTime", "retention.ms": str(7 * DAY_MS)},
+            {"message.timestamp.type": "LogAppendTime", "retention.ms": str(panes_kept_ms(topology.drift))},
         ),
         output("drift", "drift windows", 1, retention_ms=str(90 * DAY_MS)),
         output("drift-alerts", "drift alerts", 1, retention_ms=str(90 * DAY_MS)),

@@ -19,7 +19,8 @@ from typing import Any
 
 from streamserve.adapters.batch_topic import BatchTopic
 from streamserve.adapters.control_log import LogWriter
-from streamserve.adapters.drift_topics import PaneRecord, PaneTail, read_windows
+from streamserve.adapters.drift_metrics import Whose
+from streamserve.adapters.drift_topics import PaneRecord, PaneTail, end_of, read_open_windows
 from streamserve.adapters.kafka import Clients
 from streamserve.drift.chunks import Series
 from streamserve.drift.fold import Fold
@@ -69,13 +70,12 @@ class DriftAgent:
         self._alerts = LogWriter(clients, topology.topic("drift-alerts"), APPEND_S)
         self._tail: PaneTail | None = None
         self._fold = Fold(self._rule, {})
-        self._states: dict[Series, States] = {}
-        self._beside: dict[Series, States] = {}
+        self._states: dict[tuple[Series, str], States] = {}  # and against whom: "" is the reference
         self._lately: dict[int, dict[Series, Window]] = {}  # by where it begins
         self._trouble: Exception | None = None
         self._taken = threading.Event()
-        self.told: dict[Series, Judged] = {}  # the latest window of each, for the metrics
-        self.changes: Counter[tuple[Series, str, str, str]] = Counter()  # as `DriftReading` has them
+        self.told: dict[Whose, Judged] = {}  # the latest window of each, for the metrics
+        self.changes: Counter[tuple[Whose, str, str, str]] = Counter()  # as `DriftReading` has them
         self.troubles = 0
         self._asked = 0.0
 
@@ -120,14 +120,18 @@ class DriftAgent:
 
     def _open(self) -> None:
         """Go on where whoever did this before was."""
-        before = read_windows(self._clients, self._topology.topic("drift"))
+        before = read_open_windows(self._clients, self._topology.topic("drift"), self._rule)
         windows = [window_of(one) for one in before]
-        self._states, self._beside = states_of(before), states_of(before, "beside")
-        self._lately = {}
+        self._states, self._lately = states_of(before), {}
         for window in windows:
             self._remember(window)
-        self._fold = Fold(self._rule, self._sources(), told(windows))
-        self._tail = PaneTail(self._clients, self._topology.topic("panes"), windows[-1].panes_from if windows else 0)
+        self._forget()
+        earlier, panes = told(windows), self._topology.topic("panes")
+        if earlier is not None and end_of(self._clients, panes) < earlier.panes_to:
+            LOG.warning("%s is not the topic that windows were made of: those that were open are incomplete", panes)
+            earlier = earlier.anew()
+        self._fold = Fold(self._rule, self._sources(), earlier)
+        self._tail = PaneTail(self._clients, panes, max(earlier.panes_from, 0) if earlier else 0)
         LOG.info("drift windows go on after %d that stand", len(windows))
 
     def _close(self) -> None:
@@ -160,24 +164,36 @@ class DriftAgent:
             self._remember(window)
         for window in due:
             self._tell(window, self._stable_of(window, stable))
+        self._forget()
 
     def _remember(self, window: Window) -> None:
         self._lately.setdefault(window.start_ms, {})[window.series] = window
+
+    def _forget(self) -> None:
         for start in sorted(self._lately)[:-LATELY]:
             del self._lately[start]
 
     def _stable_of(self, window: Window, stable: str) -> Beside | None:
-        """Stable's events of the same window; None: the window is stable's own, or there are none."""
-        for series, one in self._lately.get(window.start_ms, {}).items():
-            if series.version == stable != window.series.version and series.segment == window.series.segment:
-                reference = self._reference(series)
-                if reference is not None:
-                    return Beside(one, reference)
+        """Stable's events of the same window; None: the window is stable's own, or there are none.
+
+        Of several references of stable's, that of most events; they are not all of them then.
+        """
+        if window.series.version == stable:
+            return None
+        there = self._lately.get(window.start_ms, {})
+        mine = [
+            there[series] for series in there if (series.version, series.segment) == (stable, window.series.segment)
+        ]
+        for one in sorted(mine, key=lambda one: -one.rows):
+            reference = self._reference(one.series)
+            if reference is not None:
+                return Beside(one, reference, whole=one.rows == sum(other.rows for other in mine))
         return None
 
     def _tell(self, window: Window, stable: Beside | None) -> None:
         of = window.series
-        states, beside = self._states.get(of, {}), self._beside.get(of, {})
+        states = self._states.get((of, ""), {})
+        beside = self._states.get((of, stable.window.series.version), {}) if stable else {}
         judged = judge(window, self._reference(of), states, stable, beside)
         now = time.time_ns() // 1_000_000
         value = encode(
@@ -187,19 +203,18 @@ class DriftAgent:
         for change in judged.changes:
             self._alerts.append(json.dumps(self._alert(change, judged, now)).encode(), window.series.version)
         self._windows.append(value, window.series.version)
-        if judged.measures:
-            self._states[of] = {one.found.key: one.state for one in judged.measures}
-        if judged.beside:
-            self._beside[of] = {one.found.key: one.state for one in judged.beside}
-        self.told[window.series] = judged
+        for against, measures in (("", judged.measures), (judged.stable, judged.beside)):
+            if measures:
+                self._states[of, against] = {one.found.key: one.state for one in measures}
+        whose = of.version, of.segment
+        if whose not in self.told or self.told[whose].window.end_ms <= window.end_ms:
+            self.told[whose] = judged
 
     def _alert(self, change: Change, judged: Judged, now: int) -> dict[str, Any]:
         window, found = judged.window, change.measured.found
-        is_own = change.measured in judged.measures
-        against = "reference" if is_own else f"stable {judged.stable}"
-        self.changes[
-            window.series, found.key, "reference" if is_own else "stable", "begins" if change.alert else "ends"
-        ] += 1
+        against = f"stable {change.against}" if change.against else "reference"
+        whose = window.series.version, window.series.segment
+        self.changes[whose, found.key, against.partition(" ")[0], "begins" if change.alert else "ends"] += 1
         now_is = "differs from" if change.alert else "is again as"
         LOG.warning("drift: %s of %s %s %s", found.key, window.series.name, now_is, against)
         return {

@@ -31,6 +31,7 @@ MS = dt.timedelta(milliseconds=1)
 LOOK_S = 1.0  # between two looks for references that are new
 LINGER_MS = 0  # chunks come together, and a commit waits for them
 CLOSE_S = 2.0
+OVERHEAD = 1_024  # of a record, beside a chunk's value: more than its key and what the client adds
 
 
 class Drifting:
@@ -99,14 +100,17 @@ def make_drifting(
         return None
     topic = topology.topic("panes")
     panes = Panes(drift.pane // MS, round(drift.share * ALL_BP), drift.segment)
-    output = SideOutput(clients, topics.max_bytes([topic])[topic], LINGER_MS)
+    most_bytes = topics.max_bytes([topic])[topic]
+    output = SideOutput(clients, most_bytes, LINGER_MS)
     chunk = partial(
         pane_chunk.encode,
         topology=topology.name,
         worker=worker,
         schema_id=ids.id_of(f"{topic}-value", pane_chunk.SCHEMA_TEXT),
     )
-    hook = PaneChunks(output, topic, chunk, panes.share_bp, end_of, time.monotonic, time.thread_time)
+    hook = PaneChunks(
+        output, topic, chunk, most_bytes - OVERHEAD, panes.share_bp, end_of, time.monotonic, time.thread_time
+    )
     custody.hooks.append(hook)
     tallying = VersionTallies(Registry(clients.settings.registry), catalogue, versions.ready, panes)
     agent = DriftAgent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +23,7 @@ from streamserve.simulate.explain import iso
 
 BARS = "▁▂▃▄▅▆▇█"
 COLOURS = {"ALERT": "bold red", "WARN": "yellow", "OK": "green", "INSUFFICIENT": "dim", "NO_REFERENCE": "dim"}
+QUIET = {"OK": "measures as the reference: {:,}", "INSUFFICIENT": "measures with too few events to tell: {:,}"}
 SPARKS = 24  # windows of a sparkline
 NUMBER = re.compile(r"-?\d[\d.]*(e[+-]?\d+)?")
 PLOTS = 12  # measures whose distribution is drawn
@@ -61,6 +63,8 @@ def headline(report: DriftReport) -> str:
     about, alerts = f"{report.model} {of.name}", list(report.history.alerts)
     if last["status"] == "NO_REFERENCE":
         return f"{about} has no drift reference: its windows are not compared"
+    if not report.history.told:
+        return f"{about}: too few events in each of {len(report.history.windows)} windows to tell of drift"
     if not alerts:
         return f"{about}: no drift in {len(report.history.windows)} windows up to {moment(last['end'])}"
     many = f"{len(alerts)} of {len(report.history.tracks)} measures have drifted"
@@ -95,9 +99,10 @@ def remarks(report: DriftReport) -> list[tuple[str, bool]]:
         if part.alerts:
             many = f"{len(part.alerts)} of {len(part.tracks)} measures have drifted"
             found.append((f"{part.series.segment}: {many}, {bare(next(iter(part.alerts)))} most", True))
-    calm = [one.series.segment for one in report.parts if not one.alerts]
-    if calm:
-        found.append((f"no drift in {', '.join(map(str, calm))}", False))
+    for what, is_told in (("no drift in", True), ("too few events in windows of", False)):
+        calm = [str(one.series.segment) for one in report.parts if not one.alerts and one.told is is_told]
+        if calm:
+            found.append((f"{what} {', '.join(calm)}", False))
     reference = report.reference
     if reference is not None:
         found.append((f"held against {reference.rows:,} events of {reference.source}", False))
@@ -142,19 +147,17 @@ def show(console: Console, report: DriftReport, *, everything: bool) -> None:
         table.add_column(name, justify="right" if how == "right" else "left", no_wrap=name != "measure")
     table.add_column("status")
     table.add_column("moved most")
-    hidden = 0
+    hidden = Counter[str]()
     for one in report.history.tracks:
         now = one.latest
-        quiet = now is None or (now["status"] in ("OK", "INSUFFICIENT") and not everything)
-        if quiet and (now is None or not everything):
-            hidden += 1
-            continue
-        assert now is not None  # noqa: S101
-        table.add_row(*_cells(one, now))
+        if now is None or (now["status"] in QUIET and not everything):
+            hidden["INSUFFICIENT" if now is None else now["status"]] += 1
+        else:
+            table.add_row(*_cells(one, now))
     if table.row_count:
         print_whole(console, table)
-    if hidden:
-        console.print(f"[dim]{hidden} measures are as the reference; --all shows them[/]", highlight=False)
+    for status, many in sorted(hidden.items()):
+        console.print(f"[dim]{QUIET[status].format(many)} (--all shows them)[/]", highlight=False)
     first, last = windows[0], windows[-1]
     rows = sum(one["rows"] for one in windows)
     console.print(

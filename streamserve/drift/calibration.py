@@ -126,9 +126,11 @@ def no_drift(
     df = float(np.clip(2 * mean * mean / variance, *SPREAD))
     share = n / (n + m)
     coarse = min(max(COARSE * level, SEEN / draws), HALF)
-    seen = _limit_of(z, coarse, in_a_row) / alert_limit(coarse, df, share, in_a_row, windows)
+    seen, expected = _limit_of(z, coarse, in_a_row), alert_limit(coarse, df, share, in_a_row, windows)
     law = alert_limit(level, df, share, in_a_row, per)
-    return NoDrift(law * max(seen, mean / df), mean, variance)
+    if not expected > 0:  # of a law that hardly ever differs from 0
+        return NoDrift(max(law * mean / df, seen), mean, variance)
+    return NoDrift(law * max(seen / expected, mean / df), mean, variance)
 
 
 def drawn(counts: Sequence[int], n: int, draws: int, windows: int, rng: np.random.Generator) -> Floats:

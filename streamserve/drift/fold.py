@@ -21,7 +21,8 @@ from streamserve.records import TopicPartition
 class Fold:
     """The fold. Its caller gives it every record of `T.panes` in order, from `panes_from` on, and asks what is due.
 
-    sources: how many partitions each source topic has. earlier: what was said already; None: nothing was.
+    sources: how many partitions each source topic has. earlier: what was said already; None: nothing was. Where the
+    first record comes after its `panes_from`, what is between is gone: windows that it may belong to are incomplete.
     """
 
     def __init__(self, rule: WindowRule, sources: Mapping[str, int], earlier: Told | None = None) -> None:
@@ -36,11 +37,13 @@ class Fold:
         for (start, series), emitted in earlier.windows.items() if earlier else ():
             self._said.setdefault(start, {})[series] = emitted
         self._mended: set[int] = set()
+        self._dropped: set[int] = set()  # panes of which not all is held
         self._late: Counter[Series] = Counter()
         self._wild = self._wild_said = 0
         self._begun = 0  # past the log's beginning, the first chunks are not the first
         self._next: int | None = None
-        self._was_told = earlier is not None
+        self._sealed: set[int] = set()  # windows that were said of what is gone: they stay as they are
+        self._known_from = earlier.panes_from if earlier else 0  # what lies between here and there is gone
         self._again = earlier.panes_to if earlier else 0  # up to here all was read before
         self._queue: list[Window] = []
 
@@ -67,6 +70,7 @@ class Fold:
         """Take one record: its offset in `T.panes`, and its timestamp. Returns why it does not count, for the log."""
         if self._next is None:
             self._begun = offset
+            self._sealed = set(self._said) if self._is_cut else set()
         self._next = offset + 1
         self._marks.tick(at_ms)
         why = refusal(chunk)
@@ -94,7 +98,7 @@ class Fold:
         chain = self._chains.get(source)
         if chain is None:
             chain = self._chains[source] = Chain()
-            if self._begun and not self._was_told:
+            if self._is_cut:
                 chain.entries.append(Entry(0, 0, -1, offset // self._block))
         entry = entry_of(chunk, offset // self._block, self._rule.pane_ms)
         is_new = chunk.start >= chain.frontier
@@ -138,6 +142,7 @@ class Fold:
                 one.cells = {key: cell for key, cell in one.cells.items() if key[0] != pane}
             if self._marks.foremost is not None and pane <= self._marks.foremost:  # else its partition counts it
                 self._wild += gone
+                self._dropped.add(pane)
 
     def _mend(self, entry: Entry) -> None:
         """Windows that were said and hold what this entry has are to be looked at again."""
@@ -148,7 +153,14 @@ class Fold:
     def _is_open(self, start: int) -> bool:
         """It has passed and may still be mended."""
         end = start + self._rule.size_ms
-        return self._floor is not None and end <= self._floor < end + self._rule.lateness_ms
+        return (
+            start not in self._sealed and self._floor is not None and end <= self._floor < end + self._rule.lateness_ms
+        )
+
+    @property
+    def _is_cut(self) -> bool:
+        """What came before the first record is gone."""
+        return self._begun > self._known_from
 
     def _is_again(self) -> bool:
         return self._next is None or self._next < self._again
@@ -196,6 +208,7 @@ class Fold:
             chain.trim(first)
         for pane in closed:
             self._totals.drop(pane)
+        self._dropped = {pane for pane in self._dropped if self._rule.closes(pane) > now}
         self._totals.shed = {span: n for span, n in self._totals.shed.items() if self._rule.closes(span[1]) > now}
         kept = now - self._rule.size_ms - self._rule.lateness_ms - self._rule.slide_ms
         self._said = {start: said for start, said in self._said.items() if start > kept}
@@ -282,6 +295,8 @@ class Fold:
     def _is_complete(self, start: int) -> bool:
         """No hole may have rows of this window: the time before a hole, less the lateness, to that behind it."""
         end, lateness = start + self._rule.size_ms, self._rule.lateness_ms
+        if any(start <= pane < end for pane in self._dropped):
+            return False
         return not any(
             (left.reach is None or left.reach - lateness < end) and (right.until is None or right.until >= start)
             for left, right in self._holes()

@@ -64,6 +64,12 @@ class History:
     tracks: tuple[Track, ...]
 
     @property
+    def told(self) -> bool:
+        """One of the windows had events enough to be compared."""
+        found = (one for track in self.tracks for one in track.of if one is not None)
+        return any(one["status"] != Status.INSUFFICIENT for one in found)
+
+    @property
     def alerts(self) -> dict[str, int]:
         """The measures that have an alert now, the worst first, and where the first window of it begins."""
         found = ((one.measure, one.since(self.windows)) for one in self.tracks)
@@ -76,12 +82,14 @@ def series_in(told: Iterable[Told]) -> list[Series]:
 
 
 def history(told: Iterable[Told], series: Series, last: int | None = None) -> History:
-    """Of one series, the last windows."""
+    """Of one series, the last windows. What was late or wild is told once, not with every revision: added up."""
     latest: dict[int, Told] = {}
     for one in told:
-        known = latest.get(one["start"])
-        if _series(one) == series and (known is None or known["revision"] <= one["revision"]):
-            latest[one["start"]] = one
+        if _series(one) != series:
+            continue
+        known = latest.get(one["start"], {"revision": -1, "late": 0, "wild": 0})
+        kept = one if known["revision"] <= one["revision"] else known
+        latest[one["start"]] = {**kept, **{name: known[name] + one[name] for name in ("late", "wild")}}
     windows = tuple(latest[start] for start in sorted(latest))[-last if last else 0 :]
     of = [{each["measure"]: each for each in one["measures"]} for one in windows]
     names = dict.fromkeys(name for measures in of for name in measures)

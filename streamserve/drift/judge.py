@@ -29,27 +29,30 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One measure of a window. state: of its alert, after this window."""
+    """One measure of a window. state: of its alert, after this window. alerting: there is one, by that."""
 
     found: Comparison
     status: Status
     state: AlertState
+    alerting: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An alert began, or ended."""
+    """An alert began, or ended. against: "" for the reference, else the version that is stable."""
 
     measured: Measured
     alert: bool
+    against: str
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Stable's events of the same window. reference: what its bins mean."""
+    """Stable's events of the same window. reference: what its bins mean. whole: these are all of them."""
 
     window: Window
     reference: Reference
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,12 @@ def judge(
     )
     if stable is None:
         return Judged(window, measures, _changes(measures, states, reference.alerts))
-    whole = whole and stable.window.complete and not stable.window.shed
+    whole = whole and stable.whole and stable.window.complete and not stable.window.shed
     found = list(_compared(window, reference, stable))
     beside = _stepped(found, states_beside, window, reference.alerts, whole=whole)
-    changes = _changes(measures, states, reference.alerts), _changes(beside, states_beside, reference.alerts)
-    return Judged(window, measures, (*changes[0], *changes[1]), stable.window.series.version, beside)
+    version = stable.window.series.version
+    changes = *_changes(measures, states, reference.alerts), *_changes(beside, states_beside, reference.alerts, version)
+    return Judged(window, measures, changes, version, beside)
 
 
 def _stepped(
@@ -105,14 +109,17 @@ def _stepped(
     told = []
     for one in found:
         state, status = step(states.get(one.key, AlertState()), window.end_ms, one, settings, complete=whole)
-        told.append(Measured(one, status, state))
+        told.append(Measured(one, status, state, state.alerting(settings)))
     return tuple(told)
 
 
-def _changes(measures: Iterable[Measured], states: States, settings: AlertSettings) -> tuple[Change, ...]:
-    now = ((one, one.state.alerting(settings)) for one in measures)
+def _changes(
+    measures: Iterable[Measured], states: States, settings: AlertSettings, against: str = ""
+) -> tuple[Change, ...]:
     return tuple(
-        Change(one, alert) for one, alert in now if alert != states.get(one.found.key, AlertState()).alerting(settings)
+        Change(one, one.alerting, against)
+        for one in measures
+        if one.alerting != states.get(one.found.key, AlertState()).alerting(settings)
     )
 
 

@@ -103,12 +103,15 @@ class Reference(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of `to_bytes`, in hex."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """The sha256, in hex, of `to_bytes` but for when it was made: the same rows and settings have the same."""
+        return hashlib.sha256(self._bytes({"created"})).hexdigest()
 
     def to_bytes(self) -> bytes:
         """Canonical: JSON with sorted names and no spaces. Equal references are equal bytes."""
-        told = self.model_dump(mode="json")
+        return self._bytes(set())
+
+    def _bytes(self, but: set[str]) -> bytes:
+        told = self.model_dump(mode="json", exclude=but)
         return json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod

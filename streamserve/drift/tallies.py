@@ -179,7 +179,8 @@ class BatchTallies:
 class Tallies:
     """Sums by partition. Its caller serialises the calls.
 
-    most: sums that are kept at most, of all partitions; the events of what needs more are shed.
+    most: sums that are kept at most, of all partitions, and more only of segments of what is kept; the events of what
+    needs more are shed.
     """
 
     def __init__(self, most: int) -> None:
@@ -209,10 +210,11 @@ class Tallies:
         self, at: TopicPartition, place: Place, rows: int, counted: int, latest: int, counts: NDArray[np.integer]
     ) -> None:
         account = self._account(at)
-        one = account.sums.get(place)
+        one, (series, pane) = account.sums.get(place), place
         if one is None:
-            if self._kept >= self._most:
-                account.shed += rows
+            whole = replace(series, segment=None)  # which comes first: a pane is kept with its segments, or not at all
+            if self._kept >= self._most if series == whole else (whole, pane) not in account.sums:
+                account.shed += rows if series == whole else 0
                 return
             self._kept += 1
             one = account.sums[place] = Sum()

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from streamserve.drift.chunks import Chunk, Series
+from streamserve.drift.chunks import Chunk
 from streamserve.records import TopicPartition
 
 
@@ -46,18 +46,14 @@ class Heard:
 
 
 def heard(chunk: Chunk, block: int, pane_ms: int) -> Heard:
-    """Versions and segments may count the same events: of each pane, the one with the most rows says how many."""
-    rows: Counter[tuple[int, Series]] = Counter()
+    """An event is counted by the version that answered; those of segments are among them."""
+    rows: Counter[int] = Counter()
     latest: dict[int, int] = {}
-    for cell in chunk.cells:
+    for cell in (one for one in chunk.cells if one.segment is None):
         pane = cell.pane_ms // pane_ms * pane_ms
-        rows[pane, cell.series] += cell.rows
+        rows[pane] += cell.rows
         latest[pane] = max(latest.get(pane, pane), min(cell.latest_ms, pane + pane_ms - 1))
-    most: dict[int, int] = {}
-    for (pane, _), count in rows.items():
-        most[pane] = max(count, most.get(pane, 0))
-    panes = {pane: (count, latest[pane]) for pane, count in most.items()}
-    return Heard(chunk.start, block, sum(most.values()), panes)
+    return Heard(chunk.start, block, rows.total(), {pane: (count, latest[pane]) for pane, count in rows.items()})
 
 
 class Belief:

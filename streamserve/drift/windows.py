@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamserve.drift.chains import Sum
 from streamserve.drift.chunks import Series
 from streamserve.drift.watermark import Quorum
 from streamserve.errors import ConfigError
 from streamserve.records import Int64s
+
+NOWHERE = -1  # before every offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,13 @@ class Told:
     """
 
     watermark_ms: int
+    panes_from: int
     panes_to: int
     windows: Mapping[tuple[int, Series], Emitted]
+
+    def anew(self) -> Told:
+        """Where `T.panes` is another one than that which was read: all that it had is gone."""
+        return replace(self, panes_from=NOWHERE, panes_to=0)
 
 
 def told(windows: Iterable[Window]) -> Told | None:
@@ -114,7 +121,7 @@ def told(windows: Iterable[Window]) -> Told | None:
     last = None
     for last in windows:
         known[last.start_ms, last.series] = Emitted(last.revision, last.digest, last.rows, len(last.counts))
-    return None if last is None else Told(last.watermark_ms, last.panes_to, known)
+    return None if last is None else Told(last.watermark_ms, last.panes_from, last.panes_to, known)
 
 
 def digest(total: Sum, *, complete: bool) -> str:

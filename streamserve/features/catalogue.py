@@ -46,7 +46,8 @@ class Catalogue:
     """The features of a topology by name, in the order in which they are written.
 
     Raises:
-        TopologyError: two features of one name, or a derived feature of an unknown or later one.
+        TopologyError: two features of one name, a derived feature of an unknown or later one, or drift by a field that
+            nothing is read from.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -73,6 +74,14 @@ class Catalogue:
                     )
                 self.atoms[atom.name] = atom
                 self._views_of[atom.name] = self._stored_in(feature)
+        segment = topology.drift and topology.drift.segment
+        if segment and segment not in self.paths():
+            # Were it read for drift alone, an event that does not fit there would be a dead letter for its sake
+            raise TopologyError(
+                f"drift's segment is {segment!r}, which no feature or key is read from",
+                where=topology.name,
+                mend="name an event field that the topology reads already, or give it a feature of this one",
+            )
 
     def _stored_in(self, feature: Feature) -> tuple[str, ...]:
         if feature.kind == "stored":
@@ -102,7 +111,7 @@ class Catalogue:
         return atom
 
     def paths(self) -> frozenset[str]:
-        """Every event path that a worker must decode: features, view keys, entity key, event time, id, and drift's."""
+        """Every event path that a worker must decode: features, view keys, entity key, event time and id."""
         wanted: set[str] = set()
         for feature in self.topology.features:
             if feature.kind == "stored":
@@ -112,8 +121,7 @@ class Catalogue:
             else:
                 wanted.add(feature.path)
         source = self.topology.source
-        segment = self.topology.drift and self.topology.drift.segment
-        wanted.update(path for path in (source.key, source.event_time, source.id, segment) if path)
+        wanted.update(path for path in (source.key, source.event_time, source.id) if path)
         return frozenset(wanted)
 
     def fingerprint(self) -> str:

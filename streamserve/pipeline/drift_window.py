@@ -186,12 +186,16 @@ def series_of(told: dict[str, Any]) -> Series:
     return Series(told["version"], told["reference"], told["segment"])
 
 
-def states_of(told: Iterable[dict[str, Any]], name: str = "measures") -> dict[Series, States]:
-    """Of each series the states of its alerts after the last of these records. name: or those `beside` stable."""
-    found: dict[Series, States] = {}
+def states_of(told: Iterable[dict[str, Any]]) -> dict[tuple[Series, str], States]:
+    """The states of alerts after the last of these records: of each series, and what it was held against.
+
+    That is "" for the reference, else the version that was stable.
+    """
+    found: dict[tuple[Series, str], States] = {}
     for one in told:
-        if one[name]:
-            found[series_of(one)] = {
-                each["measure"]: AlertState.model_validate_json(each["state"]) for each in one[name]
-            }
+        for against, measures in (("", one["measures"]), (one["stable"], one["beside"])):
+            if measures:
+                found[series_of(one), against] = {
+                    each["measure"]: AlertState.model_validate_json(each["state"]) for each in measures
+                }
     return found
