@@ -25,6 +25,7 @@ from streamserve.adapters.control_state import Control
 from streamserve.adapters.incarnation import Incarnations, worker_name
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
+from streamserve.adapters.memory import keep_trimmed, use_one_pool
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.adapters.progress_log import ProgressLog
@@ -304,6 +305,7 @@ class Worker:
             )
             await self._app.stop()
             return
+        use_one_pool()
         gc.collect()
         gc.freeze()
         self._app.flow_control.resume()
@@ -324,6 +326,7 @@ class Worker:
                 ),
                 ("shadow", self._shadowing.run, self._closing),
                 ("audit", self._audit.run, self._closing),
+                ("memory", keep_trimmed, self._closing),
             )
         ]  # fmt: skip
         if self._drifting is not None:

@@ -1,0 +1,57 @@
+"""Promise: memory that came free goes back to the system, by a thread that ends with its worker."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import wait_until
+
+from streamserve.adapters import memory
+
+MIB = 1 << 20
+BLOCK = 64 << 10  # too small for glibc to give back by itself
+trims = pytest.mark.skipif(memory.trimmer() is None, reason="this C library keeps what it has, and tells nobody")
+
+
+def resident_mib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // MIB
+
+
+@trims
+def test_what_lies_free_between_others_is_given_back():
+    pool = pa.system_memory_pool()
+    held = [pa.allocate_buffer(BLOCK, memory_pool=pool) for _ in range(200 * MIB // BLOCK)]
+    for block in held:
+        memoryview(block).cast("B")[::4096] = bytes(BLOCK // 4096)
+    full = resident_mib()
+    kept = held[::64]  # so that no end of the heap comes free
+    del held, block
+    closing = threading.Event()
+    thread = threading.Thread(target=memory.keep_trimmed, args=(closing, 0.05), daemon=True)
+    thread.start()
+    wait_until(lambda: resident_mib() < full - 150, 10, "the memory of the freed blocks")
+    closing.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert len(kept) == 50
+
+
+@trims
+def test_arrow_takes_its_buffers_from_the_library_that_gives_them_back(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(pa, "set_memory_pool", chosen.append)
+    memory.use_one_pool()
+    assert [pool.backend_name for pool in chosen] == ["system"]
+
+
+def test_a_library_that_can_not_trim_is_left_as_it_is(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(memory, "trimmer", lambda: None)
+    monkeypatch.setattr(pa, "set_memory_pool", chosen.append)
+    memory.use_one_pool()
+    memory.keep_trimmed(threading.Event())
+    assert chosen == []
