@@ -53,7 +53,7 @@ class PaneChunks:
     """A `BoundaryHook`. What fails in it stops nobody.
 
     Args:
-        encode: a chunk as a record's value. most_bytes: what a value may have; the events of a larger one are shed.
+        encode: a chunk as a record's value. most_bytes: of key and value; the events of a larger one are shed.
         end_of: the end of a partition that was read up to it, where nothing of it waits; None: of others.
         clock: monotonic seconds. spent: CPU seconds of the thread that calls.
     """
@@ -98,8 +98,9 @@ class PaneChunks:
             at = b.topic, b.partition
             covered = self._covered.setdefault(at, _Covered(b.start, b.stop, b.owner_epoch))
             covered.start, covered.stop, covered.owner_epoch = min(covered.start, b.start), b.stop, b.owner_epoch
-            self._held.merge(at, self._sent)
-            self._sent.forget(at)
+            if at not in self._written:
+                self._held.merge(at, self._sent)
+                self._sent.forget(at)
         self._cover(self._written)
         self._written.clear()
 
@@ -182,10 +183,10 @@ class PaneChunks:
         self._write([self._chunk(at, ahead.get(at)) for at in partitions], wait=wait)
         self._due = self._clock() + (self._spent() - began) / MOST_CPU
 
-    def _fitting(self, chunk: Chunk) -> bytes:
+    def _fitting(self, chunk: Chunk, most_bytes: int) -> bytes:
         """As a record's value that its topic takes."""
         value = self._encode(chunk)
-        if len(value) <= self._most_bytes:
+        if len(value) <= most_bytes:
             return value
         events = sum(cell.rows for cell in chunk.cells if cell.segment is None)
         LOG.warning("%d events of %s-%d are not counted: %d panes are too many for a record of %s",
@@ -195,10 +196,11 @@ class PaneChunks:
     def _write(self, chunks: Sequence[Chunk], *, wait: bool = False) -> None:
         if not chunks:
             return
-        values = binary([self._fitting(chunk) for chunk in chunks])
-        keys = binary([f"{chunk.topic}-{chunk.partition}".encode() for chunk in chunks])
+        keys = [f"{chunk.topic}-{chunk.partition}".encode() for chunk in chunks]
+        values = [self._fitting(chunk, self._most_bytes - len(key)) for chunk, key in zip(chunks, keys, strict=True)]
         rows = np.arange(len(chunks))
-        self._writer.write(Outgoing(self._topic, rows, keys, values, None, np.zeros(len(chunks), np.int64)))
+        stamps = np.zeros(len(chunks), np.int64)
+        self._writer.write(Outgoing(self._topic, rows, binary(keys), binary(values), None, stamps))
         self.chunks += len(chunks)
         if wait:
             # Who was slow once is not waited for again until it has caught up

@@ -12,6 +12,7 @@ from functools import partial
 from streamserve.adapters.batch_topic import App, BatchTopic, batches
 from streamserve.adapters.drift_metrics import DriftReading
 from streamserve.adapters.kafka import Clients
+from streamserve.adapters.output import RECORD_OVERHEAD
 from streamserve.adapters.pane_chunks import PaneChunks
 from streamserve.adapters.schema_ids import SchemaIds
 from streamserve.adapters.side_output import SideOutput
@@ -31,7 +32,6 @@ MS = dt.timedelta(milliseconds=1)
 LOOK_S = 1.0  # between two looks for references that are new
 LINGER_MS = 0  # chunks come together, and a commit waits for them
 CLOSE_S = 2.0
-OVERHEAD = 1_024  # of a record, beside a chunk's value: more than its key and what the client adds
 
 
 class Drifting:
@@ -109,7 +109,7 @@ def make_drifting(
         schema_id=ids.id_of(f"{topic}-value", pane_chunk.SCHEMA_TEXT),
     )
     hook = PaneChunks(
-        output, topic, chunk, most_bytes - OVERHEAD, panes.share_bp, end_of, time.monotonic, time.thread_time
+        output, topic, chunk, most_bytes - RECORD_OVERHEAD, panes.share_bp, end_of, time.monotonic, time.thread_time
     )
     custody.hooks.append(hook)
     tallying = VersionTallies(Registry(clients.settings.registry), catalogue, versions.ready, panes)

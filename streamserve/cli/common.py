@@ -67,6 +67,15 @@ def topology_argument(command: _Command) -> _Command:
     return click.argument("topology", metavar="TOPOLOGY_FILE", callback=load)(command)
 
 
+def html_option(command: _Command) -> _Command:
+    """`--html FILE` of a report."""
+    return click.option(
+        "--html",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write a page with plots to this file, and only the headline here.",
+    )(command)
+
+
 @contextlib.contextmanager
 def quiet_pipe() -> Iterator[None]:
     """A reader that goes away (`| head`) and Ctrl-C are ordinary ends of a listing: exit code 0, no word."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamserve.cli.common import out, settings, topology_argument
+from streamserve.cli.common import html_option, out, settings, topology_argument
 from streamserve.cli.drift_reference import definitions, reference
 from streamserve.cli.tailing import Row, Tail, tail_options
 from streamserve.errors import ConfigError, StreamserveError
@@ -41,11 +41,7 @@ drift.add_command(definitions)
 @click.option("--last", type=click.IntRange(min=1), default=60, show_default=True, help="Windows at most.")
 @click.option("--all", "everything", is_flag=True, help="The measures too that are as the reference.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all windows.")
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a page with plots to this file, and only the headline here.",
-)
+@html_option
 def report(
     topology: Topology,
     version: str | None,
@@ -115,7 +111,7 @@ def _report(topology: Topology, version: str | None, segment: str | None, last: 
 def watch(topology: Topology, tail: Tail) -> None:
     """Follow the windows of TOPOLOGY_FILE as they are told, a line each."""
     from streamserve.cli.drift_report import bare, moment
-    from streamserve.pipeline.drift_window import series_of
+    from streamserve.drift.history import series_of
 
     def cells(row: Row) -> list[str]:
         over = [one for one in row["measures"] if one["status"] in ("ALERT", "WARN")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from streamserve.cli.common import out, quiet_pipe, settings, topology_argument
+from streamserve.cli.common import html_option, out, quiet_pipe, settings, topology_argument
 from streamserve.cli.letters import harmless, until_ms
 from streamserve.cli.progress import progress
 from streamserve.cli.shadow_tail import tail
@@ -55,11 +55,7 @@ shadow.add_command(tail)
     help="Only by this field; several may be given. All that the records have unless told.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all figures.")
-@click.option(
-    "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a page with plots to this file, and only the headline here.",
-)
+@html_option
 def report(
     topology: Topology,
     rollout_id: str | None,

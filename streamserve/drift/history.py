@@ -78,14 +78,14 @@ class History:
 
 def series_in(told: Iterable[Told]) -> list[Series]:
     """What there are windows of, the latest said last."""
-    return list(reversed(dict.fromkeys(_series(one) for one in reversed(list(told)))))
+    return list(reversed(dict.fromkeys(series_of(one) for one in reversed(list(told)))))
 
 
 def history(told: Iterable[Told], series: Series, last: int | None = None) -> History:
     """Of one series, the last windows. What was late or wild is told once, not with every revision: added up."""
     latest: dict[int, Told] = {}
     for one in told:
-        if _series(one) != series:
+        if series_of(one) != series:
             continue
         known = latest.get(one["start"], {"revision": -1, "late": 0, "wild": 0})
         kept = one if known["revision"] <= one["revision"] else known
@@ -97,5 +97,6 @@ def history(told: Iterable[Told], series: Series, last: int | None = None) -> Hi
     return History(series, windows, tuple(sorted(tracks, key=lambda one: one.rank)))
 
 
-def _series(one: Told) -> Series:
+def series_of(one: Told) -> Series:
+    """Whose window it is."""
     return Series(one["version"], one["reference"], one["segment"])

@@ -17,6 +17,7 @@ import fastavro
 
 from streamserve.drift.alerts import AlertState
 from streamserve.drift.chunks import Series
+from streamserve.drift.history import series_of
 from streamserve.drift.judge import Judged, Measured, States
 from streamserve.drift.windows import Window
 from streamserve.pipeline import framing
@@ -180,10 +181,6 @@ def window_of(told: dict[str, Any]) -> Window:
         panes_from=told["panes_from"],
         panes_to=told["panes_to"],
     )
-
-
-def series_of(told: dict[str, Any]) -> Series:
-    return Series(told["version"], told["reference"], told["segment"])
 
 
 def states_of(told: Iterable[dict[str, Any]]) -> dict[tuple[Series, str], States]:
