@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,20 +19,17 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from payments import AT, MADE, SCHEMA, SCHEMA_ID, TEXT, TOPOLOGY, read, rows, send, write_events
 
 from streamserve.adapters.kafka import Clients
-from streamserve.adapters.reading import Record, Start, TopicReader, search
-from streamserve.adapters.replay import Replay, due, to_come
-from streamserve.adapters.schema_ids import PinnedIndex
+from streamserve.adapters.reading import Record, Start
 from streamserve.cli.dead_letters import Letter, _newest, _summary, excerpt
 from streamserve.cli.predictions import ALIASES, MAPS
 from streamserve.cli.tailing import GrowingColumns, conditions, value_of
-from streamserve.errors import BrokerError, ConfigError, TopicError
+from streamserve.errors import ConfigError
 from streamserve.features.catalogue import Catalogue
 from streamserve.features.rows import pack, row_key
 from streamserve.models.manifest import Training
@@ -53,56 +49,6 @@ from streamserve.simulate.explain import (
 from streamserve.simulate.offline import MemoryStore, raw_batch
 from streamserve.simulate.versions import open_version
 from streamserve.topology import Source, Topology, View, category, days, field, load_topology, output, stored, threshold
-
-SCHEMA = {
-    "type": "record",
-    "name": "Payment",
-    "fields": [
-        {"name": "id", "type": "string"},
-        {"name": "user", "type": ["null", "string"], "default": None},
-        {"name": "amount", "type": "double"},
-        {"name": "country", "type": "string"},
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
-    ],
-}
-TEXT = json.dumps(SCHEMA)
-SCHEMA_ID = 7
-AT = 1_700_000_000_000
-MADE = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-TOPOLOGY = """
-from streamserve.topology import Source, Topology, View, category, days, field, output, stored, threshold
-
-users = View("users", key="user", fields=("spent", "visits"), max_age=days(30))
-payments = Topology(
-    name="{name}",
-    source=Source(topic="{name}-events", schema="payment.avsc", key="user", event_time="at", id="id", partitions=3),
-    features=(field("amount"), category("country"), stored(users)),
-    model="{name}",
-    outputs={{"risk": output("score")}},
-    decision=threshold("risk", 0.5, labels=("fine", "risky")),
-)
-"""
-
-
-def rows(count: int, start: int = 0) -> list[dict]:
-    return [
-        {"id": f"p{i}", "user": f"u{i % 17}", "amount": i * 0.1, "country": "NL" if i % 2 else "BE", "at": AT + i}
-        for i in range(start, start + count)
-    ]
-
-
-def write_events(path, count: int):
-    arrow = pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            ("user", pa.string()),
-            pa.field("amount", pa.float64(), nullable=False),
-            pa.field("country", pa.string(), nullable=False),
-            pa.field("at", pa.timestamp("ms"), nullable=False),
-        ]
-    )
-    pq.write_table(pa.Table.from_pylist(rows(count), arrow), path)
-    return path
 
 
 def write_model(path):
@@ -155,18 +101,6 @@ class TestPositions:
     def test_an_id_of_another_topic_is_refused(self):
         with pytest.raises(ConfigError, match="is of topic 'old-events', the topology's source is 'events'"):
             source_position("old-events-1-2", "events")
-
-
-class TestSchedule:
-    @given(st.floats(0, 1e5), st.floats(0.001, 1e6))
-    def test_what_is_due_depends_on_the_time_alone(self, elapsed, rate):
-        assert due(elapsed, rate) == int(elapsed * rate) >= 0
-
-    def test_what_is_to_come_is_told_before_a_parquet_file_is_read(self, tmp_path):
-        path, schema = write_events(tmp_path / "e.parquet", 30), EventSchema.parse(TEXT)
-        assert to_come(path, schema) == 30
-        assert to_come(path, schema, loops=3) == 90
-        assert to_come(path, schema, loops=3, limit=50) == 50
 
 
 class TestReading:
@@ -371,211 +305,6 @@ class TestRecomputing:
 # ---- against the real broker
 
 
-@pytest.fixture
-def clients(endpoints, tmp_path) -> Clients:
-    return Clients(
-        Settings(bootstrap=endpoints.bootstrap, redis_url=endpoints.redis_url, home=tmp_path, start_timeout=20)
-    )
-
-
-@pytest.fixture
-def topic(clients):
-    """Makes topics, under names that nobody else has."""
-
-    def make(partitions: int = 3, **config) -> str:
-        name = f"streams-{uuid.uuid4().hex[:8]}"
-        config = {name.replace("_", "."): value for name, value in config.items()}
-        admin = clients.admin()
-        for done in admin.create_topics([NewTopic(name, partitions, config=config)]).values():
-            done.result(20)
-        return name
-
-    return make
-
-
-@pytest.fixture
-def replay(clients, tmp_path):
-    (tmp_path / "payment.avsc").write_text(TEXT)
-    index = {"schemas": {str(SCHEMA_ID): {"subject": "any-value", "file": "payment.avsc"}}}
-    (tmp_path / "index.json").write_text(json.dumps(index))
-
-    def make(name: str, **source) -> Replay:
-        topology = Topology(
-            name=name,
-            source=Source(topic=name, schema="payment.avsc", key="user", id="id", **source),
-            features=(field("amount"),),
-            model="m",
-            outputs={"s": output("s")},
-        )
-        return Replay(clients, topology, EventSchema.parse(TEXT), PinnedIndex(tmp_path))
-
-    return make
-
-
-def send(clients: Clients, topic: str, values, partition: int = 0, **more) -> None:
-    producer: Producer = clients.producer()
-    for value in values:
-        producer.produce(topic, value, partition=partition, **more)
-    assert producer.flush(20) == 0
-
-
-def read(clients: Clients, topic: str, start: str = "beginning") -> list[Record]:
-    with TopicReader(clients, topic) as reader:
-        return list(reader.backlog(Start.parse(start)))
-
-
-@pytest.mark.services
-class TestReplay:
-    def test_events_arrive_in_order_framed_keyed_and_stamped_with_the_present(self, clients, topic, replay, tmp_path):
-        name, began = topic(), time.time() * 1000
-        done = replay(name).run(write_events(tmp_path / "e.parquet", 12_000))
-        assert done.sent == done.acknowledged == 12_000
-        found = read(clients, name)
-        reader = FramedReader(PinnedIndex(tmp_path))
-        events = [reader.read(one.value) for one in found]
-        assert sorted(int(e["id"][1:]) for e in events) == list(range(12_000))
-        assert all(one.key == e["user"].encode() for one, e in zip(found, events, strict=True))
-        assert all(began - 1000 <= one.timestamp <= time.time() * 1000 + 1000 for one in found)
-        for partition in range(3):
-            ids = [int(e["id"][1:]) for one, e in zip(found, events, strict=True) if one.partition == partition]
-            assert ids == sorted(ids)
-        places = {one.key: one.partition for one in found}
-        assert all(places[one.key] == one.partition for one in found)
-
-    def test_a_json_source_gets_json_from_every_kind_of_file(self, clients, topic, replay, tmp_path):
-        name, lines = topic(), tmp_path / "e.jsonl"
-        lines.write_text("".join(json.dumps(row) + "\n" for row in rows(5)))
-        avro = tmp_path / "e.avro"
-        with avro.open("wb") as stream:
-            fastavro.writer(stream, fastavro.parse_schema(SCHEMA), rows(5))
-        for path in (lines, avro, write_events(tmp_path / "e.parquet", 5)):
-            assert replay(name, format="json").run(path).acknowledged == 5
-        found = [json.loads(one.value) for one in read(clients, name)]
-        assert sorted(found, key=lambda e: e["id"]) == [row for row in rows(5) for _ in range(3)]
-
-    def test_a_rate_is_kept_from_the_first_event_on(self, topic, replay, tmp_path):
-        sent: list[int] = []
-        done = replay(topic()).run(
-            write_events(tmp_path / "e.parquet", 600), rate=500, limit=500, on_progress=sent.append
-        )
-        assert done.acknowledged == 500
-        assert done.seconds >= 0.99
-        assert sent == sorted(sent)
-        assert len(sent) > 20  # small slices, not bursts
-        assert sent[-1] == 500
-
-    def test_limit_and_loops(self, topic, replay, tmp_path):
-        path = write_events(tmp_path / "e.parquet", 40)
-        assert replay(topic()).run(path, loops=3).acknowledged == 120
-        assert replay(topic()).run(path, loops=3, limit=100).acknowledged == 100
-
-    def test_a_stop_ends_it_with_all_that_was_sent_acknowledged(self, clients, topic, replay, tmp_path):
-        name, stop = topic(), threading.Event()
-        done = replay(name).run(
-            write_events(tmp_path / "e.parquet", 5000),
-            rate=1000,
-            stop=stop,
-            on_progress=lambda sent: stop.set() if sent > 50 else None,
-        )
-        assert 50 < done.sent == done.acknowledged < 1000
-        assert len(read(clients, name)) == done.sent
-
-    def test_a_topic_that_is_not_there_is_an_error_that_says_how_to_make_it(self, replay, tmp_path):
-        with pytest.raises(TopicError, match="no topic") as caught:
-            replay("nowhere").run(write_events(tmp_path / "e.parquet", 1))
-        assert "topics apply" in caught.value.mend
-
-    def test_records_that_the_broker_refuses_are_an_error(self, topic, replay, tmp_path):
-        name = topic(max_message_bytes="100")
-        with pytest.raises(BrokerError, match="were not acknowledged"):
-            replay(name).run(write_events(tmp_path / "e.parquet", 50))
-
-
-@pytest.mark.services
-class TestTopicReader:
-    def test_each_start(self, clients, topic):
-        name = topic(2)
-        send(clients, name, [b"a0", b"a1", b"a2"], 0, timestamp=1_000_000)
-        send(clients, name, [b"b0"], 1, timestamp=3_000_000)
-        moment = iso(2_000_000)
-
-        def values(start):
-            return sorted(one.value for one in read(clients, name, start))
-
-        assert values("beginning") == [b"a0", b"a1", b"a2", b"b0"]
-        assert values("-1") == [b"a2", b"b0"]
-        assert values("end") == []
-        assert values(moment) == [b"b0"]
-
-    def test_only_committed_records_are_seen_and_their_markers_do_not_hold_it_up(self, clients, topic):
-        name = topic(1)
-        producer = clients.producer(transactional_id=f"tx-{name}")
-        producer.init_transactions(20)
-        for value, end in ((b"yes", producer.commit_transaction), (b"no", producer.abort_transaction)):
-            producer.begin_transaction()
-            producer.produce(name, value)
-            producer.flush(20)
-            end()
-        began = time.monotonic()
-        assert [one.value for one in read(clients, name)] == [b"yes"]
-        assert time.monotonic() - began < 10
-
-    def test_what_follows_the_backlog_is_neither_lost_nor_repeated(self, clients, topic):
-        name = topic(3)
-        send(clients, name, [b"%d" % i for i in range(3000)], 0)
-        with TopicReader(clients, name) as reader:
-            backlog = []
-            for one in reader.backlog(Start("beginning")):
-                if not backlog:
-                    send(clients, name, [b"late0", b"late1"], 0)
-                    send(clients, name, [b"late2"], 1)
-                backlog.append(one.value)
-            after = reader.follow()
-            assert backlog == [b"%d" % i for i in range(3000)]
-            assert sorted(next(after).value for _ in range(3)) == [b"late0", b"late1", b"late2"]
-
-    def test_single_records_and_why_they_can_not_be_had(self, clients, topic):
-        name = topic(1)
-        send(clients, name, [b"a", b"b", b"c"], key=b"k", headers=[("h", b"v"), ("h", None)])
-        with TopicReader(clients, name) as reader:
-            found = reader.at(0, 1)
-            assert (found.value, found.key, found.headers) == (b"b", b"k", (("h", b"v"), ("h", None)))
-            with pytest.raises(ConfigError, match="nothing is at offset 3"):
-                reader.at(0, 3)
-            with pytest.raises(ConfigError, match="partition 1 does not exist"):
-                reader.at(1, 0)
-            admin = clients.admin()
-            for done in admin.delete_records([TopicPartition(name, 0, 2)]).values():
-                done.result(20)
-            with pytest.raises(BrokerError, match="the partition begins at 2"):
-                reader.at(0, 1)
-            assert reader.at(0, 2).value == b"c"
-
-    def test_a_search_looks_from_a_time_on_and_then_everywhere_and_gives_up_in_time(self, clients, topic):
-        name = topic(1)
-        send(clients, name, [b"%d" % i for i in range(100)], timestamp=1_000_000)
-        send(clients, name, [b"%d" % i for i in range(100, 200)], timestamp=2_000_000)
-
-        def look(value, most=1000, beyond=5):
-            with TopicReader(clients, name) as reader:
-                return search(reader, 2_000_000, lambda one: one.value == value, most=most, beyond=beyond)
-
-        near = look(b"150")
-        assert ([one.offset for one in near.found], near.looked_at) == ([150], 56)
-        assert [one.offset for one in look(b"3").found] == [3]
-        nowhere = look(b"none")
-        assert (nowhere.found, nowhere.looked_at, nowhere.complete) == ((), 200, True)
-        assert not look(b"none", most=150).complete
-
-    def test_no_topic_and_no_broker_are_errors_that_say_what_to_do(self, clients):
-        with pytest.raises(TopicError, match="no topic 'nowhere'"):
-            TopicReader(clients, "nowhere")
-        silent = Clients(Settings(bootstrap="127.0.0.1:1", start_timeout=1))
-        with pytest.raises(BrokerError) as caught:
-            TopicReader(silent, "any")
-        assert caught.value.mend
-
-
 @pytest.mark.services
 class TestCommands:
     """One stream, scored by a real worker, looked at by every command."""
@@ -731,27 +460,3 @@ class TestCommands:
         missing = project.run("explain", file, f"{topology.source.topic}-0-999999")
         assert missing.returncode == 2
         assert "nothing is at offset 999999" in missing.stderr
-
-
-@pytest.mark.services
-def test_ctrl_c_ends_a_replay_and_says_how_many_arrived(project, clients, topic):
-    name = topic()
-    file = project.folder / "t.py"
-    file.write_text(TOPOLOGY.format(name=name).replace("{name}-events", name).replace(f"{name}-events", name))
-    (project.folder / "schemas" / "payment.avsc").write_text(TEXT)
-    index = {"schemas": {str(SCHEMA_ID): {"subject": f"{name}-value", "file": "payment.avsc"}}}
-    (project.folder / "schemas" / "index.json").write_text(json.dumps(index))
-    write_events(project.folder / "e.parquet", 5000)
-    command = [sys.executable, "-m", "streamserve", "events", "replay", str(file), "e.parquet", "--rate", "500"]
-    process = subprocess.Popen(
-        command, cwd=project.folder, env={**os.environ, **project.environ}, stdout=subprocess.PIPE, text=True
-    )
-    with TopicReader(clients, name) as reader:
-        list(reader.backlog(Start("beginning")))
-        next(reader.follow())
-    process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    count = int(told.split()[0].replace(",", ""))
-    assert len(read(clients, name)) == count
-    assert f"stopped after {count:,} of 5,000" in told
