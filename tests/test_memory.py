@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -44,13 +46,40 @@ def test_what_lies_free_between_others_is_given_back():
 def test_arrow_takes_its_buffers_from_the_library_that_gives_them_back(monkeypatch):
     chosen = []
     monkeypatch.setattr(pa, "set_memory_pool", chosen.append)
+    monkeypatch.setattr(memory, "_function", lambda name, *_: None if name == "mallopt" else len)
     memory.use_one_pool()
     assert [pool.backend_name for pool in chosen] == ["system"]
 
 
+LARGE = """
+import ctypes
+import pyarrow as pa
+from streamserve.adapters import memory
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in (*"abcd", "mapped", *"fghij")]
+
+info = ctypes.CDLL(None).mallinfo
+info.restype = Info
+if {so}:
+    memory.use_one_pool()
+pool = pa.system_memory_pool()
+pa.allocate_buffer(16 << 20, memory_pool=pool)  # freed at once
+before, held = info().mapped, [pa.allocate_buffer(1 << 20, memory_pool=pool) for _ in range(8)]
+print(info().mapped - before >> 20)
+"""
+
+
+@trims
+@pytest.mark.parametrize(("so", "mapped"), [(True, 8), (False, 0)])
+def test_large_buffers_lie_alone_whatever_was_freed_before(so, mapped):
+    said = subprocess.run([sys.executable, "-c", LARGE.format(so=so)], capture_output=True, text=True, check=True)
+    assert int(said.stdout) == mapped
+
+
 def test_a_library_that_can_not_trim_is_left_as_it_is(monkeypatch):
     chosen = []
-    monkeypatch.setattr(memory, "trimmer", lambda: None)
+    monkeypatch.setattr(memory, "_function", lambda *_: None)
     monkeypatch.setattr(pa, "set_memory_pool", chosen.append)
     memory.use_one_pool()
     memory.keep_trimmed(threading.Event())

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import confluent_kafka
 
-from streamserve.native import Column, Signature, load, path_of
+from streamserve.native import Column, Signature, array_of, load, path_of
 
 LOG = logging.getLogger("streamserve.native")
 PLUGIN = "plugin.library.paths"
@@ -108,7 +108,7 @@ class Handle:
         return (error, topic) if error else None
 
     def _counts(self) -> tuple[int, int, int, str]:
-        both, topic = (c_int64 * 2)(), c_char_p()
+        both, topic = array_of(c_int64, 2)(), c_char_p()
         error = self.lib.client_counts(self.pointer, both, byref(topic))
         return both[0], both[1], error, (topic.value or b"").decode()
 

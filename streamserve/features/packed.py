@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streamserve.native import Column, address, load, to_column
+from streamserve.native import Column, address, array_of, load, to_column
 from streamserve.records import Int32s, Int64s, Uint8s
 
 # Where the polynomial of the hash is taken: another in each process, and no result depends on it
@@ -138,7 +138,7 @@ class Batch:
         None: a part of a key is no column of strings, or the keys are too large together.
         """
         views, events, lib = len(keys), self._count, self._lib
-        given = (Key * views)(*keys)
+        given = array_of(Key, views)(*keys)
         room = lib.key_bytes(byref(self._given), given, views)
         if not 0 <= room <= LARGEST:
             return None
@@ -146,7 +146,7 @@ class Batch:
         numbers = np.empty(2 * most + 1 + views + slots, np.int32)  # offsets, index, counts, slots
         at = address(numbers)
         index, counts, slots_at = (at + 4 * place for place in (most + 1, 2 * most + 1, 2 * most + 1 + views))
-        parts = (Column * max(key.part_count for key in keys))()
+        parts = array_of(Column, max(key.part_count for key in keys))()
         lib.distinct_keys(
             byref(self._given), given, views, parts, SECRET, slots_at, slots, address(data), at, index, counts
         )

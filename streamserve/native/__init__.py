@@ -48,6 +48,13 @@ def load(name: str, functions: Mapping[str, Signature], how: type[ctypes.CDLL] =
     return found
 
 
+@cache
+def array_of(kind: type[Any], count: int) -> type[ctypes.Array[Any]]:
+    """Ctypes makes a class of it, in 20 us and with cycles: once for each, not at every call."""
+    made: type[ctypes.Array[Any]] = kind * count
+    return made
+
+
 def to_column(array: pa.Array) -> Column:
     """The buffers of a string or binary array, which must outlive the call that gets them."""
     valid, offsets, data = (None if buffer is None else buffer.address for buffer in array.buffers())
