@@ -8,9 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import wait_until
+from onnx import TensorProto, helper, numpy_helper
+from support import save
 
 from streamserve.adapters import memory
 
@@ -75,6 +78,48 @@ print(info().mapped - before >> 20)
 def test_large_buffers_lie_alone_whatever_was_freed_before(so, mapped):
     said = subprocess.run([sys.executable, "-c", LARGE.format(so=so)], capture_output=True, text=True, check=True)
     assert int(said.stdout) == mapped
+
+
+HEAVY = """
+import sys
+from pathlib import Path
+import numpy as np
+from streamserve.adapters import memory
+from streamserve.adapters.onnx import OnnxSession
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) >> 8
+
+def load():
+    session = OnnxSession(Path(sys.argv[1]))
+    session.run({{"features": np.ones((4000, {width}), np.float32)}}, ("sum",))
+    return session
+
+memory.use_one_pool()
+load()
+memory.trimmer()()
+before, held = resident(), load()
+during = resident()
+del held
+memory.trimmer()()
+print(during - before, resident() - before)
+"""
+
+
+@trims
+def test_a_version_that_is_freed_takes_its_memory_along(tmp_path):
+    """A version of 64 MiB of weights, loaded, used and freed for the second time."""
+    path, width = tmp_path / "heavy.onnx", 4096
+    weights = numpy_helper.from_array(np.ones((width, width), np.float32), "weights")
+    node = helper.make_node("MatMul", ["features", "weights"], ["sum"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width]) for name in ("features", "sum")]
+    save(helper.make_graph([node], "heavy", ends[:1], ends[1:], [weights]), path)
+    said = subprocess.run(
+        [sys.executable, "-c", HEAVY.format(width=width), path], capture_output=True, text=True, check=True
+    )
+    held, left = map(int, said.stdout.split())
+    assert held > 100
+    assert left < 10
 
 
 def test_a_library_that_can_not_trim_is_left_as_it_is(monkeypatch):

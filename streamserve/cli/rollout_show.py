@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -16,7 +16,8 @@ from rich.tree import Tree
 from streamserve.adapters.control_sender import ControlDesk, Effects, workers
 from streamserve.adapters.kafka import Clients
 from streamserve.cli.common import out, print_whole, quiet_pipe, settings, topology_argument
-from streamserve.cli.weights import percent
+from streamserve.cli.weights import percent, segment
+from streamserve.control.commands import WHOLE_WEIGHT
 from streamserve.control.outcome import Outcome
 from streamserve.control.state import State
 from streamserve.rollouts.heartbeat import Heartbeat, ShadowBeat
@@ -66,7 +67,7 @@ def tree(state: State, effect: str, whole: bool, epochs: dict[int, int], living:
     if not whole:
         behind = {at for at in epochs.values() if at < last.number}
         for at in sorted(behind):
-            root.children[-1].add(f"at epoch {at}: partitions {[p for p, e in epochs.items() if e == at]}")
+            root.children[-1].add(f"at epoch {at}: partitions {spans(p for p, e in epochs.items() if e == at)}")
     root.add(_stable(state))
     root.add(_rollout(state))
     if state.held:
@@ -75,11 +76,25 @@ def tree(state: State, effect: str, whole: bool, epochs: dict[int, int], living:
     return Group(root)
 
 
+def spans(numbers: Iterable[int]) -> str:
+    """Runs of numbers: `0-5, 8`; a topic may have hundreds of partitions."""
+    given = sorted(set(numbers))
+    starts = [n for n in given if n - 1 not in given]
+    ends = [n for n in given if n + 1 not in given]
+    found = [f"{start}-{end}" if end > start else str(start) for start, end in zip(starts, ends, strict=True)]
+    return ", ".join(found) or "none"
+
+
 def _stable(state: State) -> Text:
     killed = f"  instead of {state.instead_of}, which is killed" if state.instead_of else ""
     others = sorted(state.killed - {state.instead_of})
+    found = state.rollout
     return Text.assemble(
-        ("stable ", DIM), (state.stable, GOOD), killed, f"  killed: {', '.join(others)}" if others else ""
+        ("stable ", DIM),
+        (state.stable, GOOD),
+        f"  answers for {percent(WHOLE_WEIGHT - found.weight_bp)}" if found is not None and found.shifted else "",
+        killed,
+        f"  killed: {', '.join(others)}" if others else "",
     )
 
 
@@ -93,21 +108,22 @@ def _rollout(state: State) -> Tree:
     share = percent(found.weight_bp) if found.shifted else "0%, nothing was shifted"
     branch.add(Text.assemble(("candidate ", DIM), (found.candidate, "cyan"), f"  answers for {share}"))
     if found.shadow_bp:
-        of = f" of {dict(found.shadow_where)}" if found.shadow_where else ""
-        branch.add(f"shadows {percent(found.shadow_bp)}{of}")
+        of = f" of {segment(dict(found.shadow_where))}" if found.shadow_where else ""
+        branch.add(Text(f"shadows {percent(found.shadow_bp)}{of}"))
     for rule in found.rules:
-        branch.add(f"{'always' if rule.candidate else 'never'}: {dict(rule.where)}")
+        branch.add(Text(f"{'always' if rule.candidate else 'never'} {segment(dict(rule.where))}"))
     return branch
 
 
 def _fleet(state: State, living: Sequence[Heartbeat]) -> Tree:
     wanted = [state.stable, *([state.rollout.candidate] if state.rollout else [])]
-    branch = Tree(Text(f"{len(living)} workers live" if living else "no worker lives", style="" if living else BAD))
+    count = "no worker lives" if not living else "1 worker lives" if len(living) == 1 else f"{len(living)} workers live"
+    branch = Tree(Text(count, style="" if living else BAD))
     for one in living:
         node = branch.add(
             Text.assemble(
                 (one.worker, GOOD if one.ready else BAD),
-                f"  partitions {sorted(one.partitions)}  lag {one.lag:,}" + (f"  {one.why}" if one.why else ""),
+                f"  partitions {spans(one.partitions)}  lag {one.lag:,}" + (f"  {one.why}" if one.why else ""),
             )
         )
         if (shadow := one.shadow) is not None and state.rollout and shadow.rollout == state.rollout.id:
@@ -171,15 +187,5 @@ def what(outcome: Outcome) -> str:
     command = outcome.command
     if command is None:
         return outcome.label.kind or "?"
-    left_out = {
-        "kind",
-        "command_id",
-        "topology",
-        "expected_generation",
-        "actor",
-        "reason",
-        "schema_version",
-        "manifest",
-    }
-    fields = command.model_dump(mode="json", exclude_none=True, exclude=left_out, exclude_defaults=True)
+    fields = command.model_dump(mode="json", exclude_none=True, exclude=LABELS, exclude_defaults=True)
     return " ".join([command.kind, *(f"{name}={value}" for name, value in fields.items())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -58,3 +58,13 @@ def _value(text: str) -> str | int | bool:
     except ValueError:
         return text
     return found if isinstance(found, str | int | bool) else text
+
+
+def segment(found: Mapping[str, Sequence[str | int | bool]]) -> str:
+    """The way back: `carrier=UA,B6 origin=JFK`."""
+    return " ".join(f"{path}={','.join(map(_text, values))}" for path, values in found.items())
+
+
+def _text(value: str | int | bool) -> str:
+    plain = isinstance(value, str) and "," not in value and value == value.strip() and _value(value) == value
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
