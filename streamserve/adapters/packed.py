@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from streamserve.adapters import native
 from streamserve.adapters.client_io import Fill, is_fault
 from streamserve.adapters.messages import MessageReader
-from streamserve.native import from_arrays, to_column
+from streamserve.native import address, from_arrays, to_column
 from streamserve.records import Outgoing, RawBatch
 
 LOG = logging.getLogger("streamserve.packed")
@@ -117,7 +117,7 @@ class PackedReader:
 
     def _note_ends(self, count: int, batch: RawBatch | None) -> None:
         partitions, offsets = np.empty(count, np.int32), np.empty(count, np.int64)
-        self._lib.reader_ends(self._reader, partitions.ctypes.data, offsets.ctypes.data)
+        self._lib.reader_ends(self._reader, address(partitions), address(offsets))
         for partition, end in zip(partitions.tolist(), offsets.tolist(), strict=True):
             later = batch is not None and (batch.offsets[batch.partitions == partition] >= end).any()
             if not later:
@@ -151,7 +151,7 @@ class PackedReader:
         keys, values = _blank(rows, size.key_bytes), _blank(rows, size.value_bytes)
         headers = _blank(rows, size.header_bytes) if size.header_rows else None
         filled = [*numbers.values(), *keys, *values, *(headers or ())]
-        batch = native.Batch(*(array.ctypes.data for array in filled))
+        batch = native.Batch(*map(address, filled))
         self._lib.reader_pack(self._reader, byref(batch))
         return RawBatch(
             topic=self._topic,
@@ -197,7 +197,7 @@ class PackedWriter:
             start,
             len(out),
             *(None if column is None else byref(column) for column in columns),
-            stamps.ctypes.data,
+            address(stamps),
             byref(error),
         )
         self._written += stop - start

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamserve.errors import SettingsError
-from streamserve.native import Column, from_arrays, load, to_column
+from streamserve.native import Column, address, from_arrays, load, to_column
 from streamserve.pipeline import framing
 from streamserve.pipeline.prediction import Predicted, Provenance
 
@@ -94,7 +94,7 @@ def encode(made: Predicted, about: Provenance, now_ms: int) -> pa.BinaryArray | 
         rollouts=rollouts.column,
         view_count=len(made.views),
         view_names=views.column,
-        **{name: None if array is None else array.ctypes.data for name, array in arrays.items()},
+        **{name: None if array is None else address(array) for name, array in arrays.items()},
     )
     each = framing.HEADER + ID + NUMBER * NUMBERS + constants.total + labels.longest + versions.longest
     each += rollouts.longest + score_names.total + views.total + len(made.names) * (NUMBER + 8)
@@ -107,7 +107,7 @@ def encode(made: Predicted, about: Provenance, now_ms: int) -> pa.BinaryArray | 
             mend="lower STREAMSERVE_BATCH_ROWS",
         )
     data, starts = np.empty(each * len(made.rows) + ids, np.uint8), np.empty(len(made.rows) + 1, np.int32)
-    lib.encode_predictions(byref(given), data.ctypes.data, starts.ctypes.data)
+    lib.encode_predictions(byref(given), address(data), address(starts))
     return from_arrays(data, starts)
 
 
