@@ -11,12 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from shadow_support import shadow, under
+from shadow_support import answered, compared, shadow, stub, under
 from test_candidates import HALF
 from test_decode_avro import FLIGHT, PATHS, flights
 from test_decode_support import avro, framed, is_fast, raw_batch
 from test_drift_tally import Tallying, known, tally  # noqa: F401
 from test_pipeline import MOVING, NOW, STATIC, event, pipeline, raw
+
+from streamserve.testing import StubModel
 
 
 def left_by(run: Callable[[], object]) -> list[str]:
@@ -75,3 +77,9 @@ def test_a_batch_that_is_counted_for_drift_leaves_nothing(known):  # noqa: F811
     made._tallying = Tallying(v1=tally(known))
     batch = raw([event(n) for n in range(12)])
     assert left_by(lambda: made.process(batch, STATIC, NOW)) == []
+
+
+def test_what_a_shadow_is_asked_and_says_leaves_nothing():
+    candidate = stub(StubModel({"in": 3}, {"y": 1}, lambda x: x.sum(axis=1)))
+    batch = answered([event(n) for n in range(12)], shadow())
+    assert left_by(lambda: compared(batch, candidate)) == []
