@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from contextlib import contextmanager
 from time import process_time
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_decode_support import avro, both, faults, field, framed, long, raw_batch, record
+
+from streamserve.pipeline import avro as avro_room
+from streamserve.pipeline.avro import UndecodableError, walker
+from streamserve.pipeline.schemas import parse_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +24,12 @@ if TYPE_CHECKING:
 NODE = record(field("v", "int"), field("next", ["null", "Node"]), name="Node")
 NULLS = record(field("a", "null"), field("b", "null"), name="Nulls")
 EMPTY = record(name="Empty")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """What Arrow imports at the first batch is nobody's bomb."""
+    avro(record(field("end", "int")), ["end"]).decode(raw_batch([framed(long(1)), framed(b"")]))
 
 
 @contextmanager
@@ -114,3 +128,45 @@ def test_a_broken_batch_costs_little_more_than_its_slow_rows() -> None:
 def test_all_broken_is_all_rejected() -> None:
     schema = record(field("x", "string"))
     assert len(both(schema, ["x"], [framed(long(9))] * 500).rejects) == 500
+
+
+ITEMS = [
+    "int",
+    "long",
+    "float",
+    "double",
+    "boolean",
+    {"type": "fixed", "name": "F", "size": 3},
+    array("long"),
+    "string",
+]
+lengths = st.integers(8, 11).map(lambda more: b"\xff" * more + b"\x01")
+numbers = st.lists(st.integers(-(2**63), 2**63 - 1).map(long) | lengths | st.binary(min_size=1), max_size=40)
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(st.sampled_from(ITEMS), st.integers(-3, 3000), numbers, st.binary(max_size=200), st.data())
+def test_what_is_passed_at_one_go_is_what_is_walked_one_by_one(items, count, found, more, data) -> None:
+    """Good or not, and with the same words of what is not."""
+    count = data.draw(st.sampled_from([count, len(found), -len(found)]))
+    size = long(0) if count < 0 else b""
+    body = long(count) + size + b"".join(found) + more + long(0)
+    node = parse_node(json.dumps(array(items)))
+
+    def walked() -> str:
+        try:
+            walker(node)(body)
+        except UndecodableError as error:
+            return str(error)
+        return "good"
+
+    at_once = walked()
+    with mock.patch.object(avro_room, "_passer", return_value=lambda _body, at, count: (at, count)):
+        assert walked() == at_once
+
+
+def test_many_numbers_are_passed_at_one_go() -> None:
+    count = 100_000
+    body = long(count) + b"".join(map(long, range(count))) + long(0)
+    with cheaply(0.1):
+        walker(parse_node(json.dumps(array("long"))))(body)

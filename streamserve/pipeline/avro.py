@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -179,12 +180,39 @@ def is_void(node: Node, above: tuple[Node, ...] = ()) -> bool:
     return node.kind == "null" or (node.kind == "fixed" and node.size == 0)
 
 
+# Numbers in a row, by powers of two: what a loop in Python takes 0.5 us each for
+_NUMBERS = [re.compile(rb"(?>[\x80-\xff]{0,%d}+[\x00-\x7f]){%d}+" % (LONG_BYTES - 1, 1 << n)) for n in range(11)]
+
+
+def _pass_numbers(body: bytes, at: int, count: int) -> tuple[int, int]:
+    while count:
+        power = min(count.bit_length(), len(_NUMBERS)) - 1
+        found = _NUMBERS[power].match(body, at)
+        if found is None:
+            break
+        at, count = found.end(), count - (1 << power)
+    return at, count
+
+
+def _passer(item: Node) -> Callable[[bytes, int, int], tuple[int, int]]:
+    """Passes over good items at one go, as many as it can: given a place and a count, returns both as they are then.
+
+    Whoever is left is looked at one by one, and says what is wrong.
+    """
+    if item.kind in ("int", "long"):
+        return _pass_numbers
+    size = {"float": 4, "double": 8, "fixed": item.size}.get(item.kind, 0)
+
+    def skip(body: bytes, at: int, count: int) -> tuple[int, int]:
+        there = min((len(body) - at) // size, count) if size else 0
+        return at + there * size, count - there
+
+    return skip
+
+
 def _skip_blocks(node: Node, known: dict[int, Skip]) -> Skip:
-    item, keyed, void = (
-        _skipper(node.inner, known),
-        node.kind == "map",
-        node.kind == "array" and is_void(node.inner),
-    )
+    item, keyed, ahead = _skipper(node.inner, known), node.kind == "map", _passer(node.inner)
+    void = not keyed and is_void(node.inner)
 
     def skip(body: bytes, at: int, walk: _Walk) -> int:
         _deeper(walk)
@@ -203,6 +231,8 @@ def _skip_blocks(node: Node, known: dict[int, Skip]) -> Skip:
                 if walk.voids > MAX_VOIDS:
                     raise UndecodableError(f"more than {MAX_VOIDS} items that take no bytes")
                 continue
+            if not keyed:
+                at, count = ahead(body, at, count)
             for _ in range(count):
                 at = item(body, _skip_sized(body, at, walk) if keyed else at, walk)
 
