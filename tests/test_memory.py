@@ -80,6 +80,38 @@ def test_large_buffers_lie_alone_whatever_was_freed_before(so, mapped):
     assert int(said.stdout) == mapped
 
 
+@pytest.mark.parametrize(
+    ("readings", "told"),
+    [
+        ([(0, 0.0), (10_000, 1.0), (20_000, 2.0)], []),  # two percent
+        ([(0, 0.0), (10_000, 1.0), (210_000, 2.0), (900_000, 3.0)], [(memory.M_MMAP_THRESHOLD, memory.UNMAPPED)]),
+        ([(5, 1.0), (5, 1.0)], []),
+    ],
+)
+def test_what_is_mapped_at_too_high_a_price_is_mapped_no_more(readings, told, monkeypatch):
+    closing, given, asked = threading.Event(), iter(readings), []
+
+    def usage():
+        found = next(given, None)
+        if found is None:
+            closing.set()
+            return memory.Usage(*readings[-1])
+        return memory.Usage(*found)
+
+    functions = {"malloc_trim": lambda _: 0, "mallopt": lambda *words: asked.append(words)}
+    monkeypatch.setattr(memory, "_function", lambda name, *_: functions[name])
+    memory.keep_trimmed(closing, 0.001, usage)
+    assert asked == told
+
+
+def test_pages_and_seconds_are_counted():
+    before = memory.Usage.now()
+    pa.py_buffer(bytes(8 << 20))
+    now = memory.Usage.now()
+    assert now.faults > before.faults
+    assert now.cpu >= before.cpu
+
+
 HEAVY = """
 import sys
 from pathlib import Path

@@ -7,17 +7,24 @@ Left alone, resident memory creeps up over millions of events (docs/performance.
 from __future__ import annotations
 
 import ctypes
+import logging
+import resource
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyarrow as pa
 
+LOG = logging.getLogger("streamserve.memory")
 TRIM_S = 5.0  # some milliseconds each
 # Of <malloc.h>: buffers from MAPPED bytes on are mapped, each alone, and leave no hole behind. Left to itself, glibc
 # raises that size to the largest that was ever freed. Who sets one has to set the other: from CUT_OFF free bytes on a
 # heap's end is cut off, and at the 128 kB of a fresh process a batch's memory would come and go with each batch.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED, CUT_OFF = 256 << 10, 64 << 20
+UNMAPPED = 32 << 20  # glibc's own limit
+# What is mapped comes page by page. Of flights that is 2% of the CPU, of vectors of 3 kB it would be a third
+FAULT_S, MOST_CPU = 2e-6, 0.05
 
 
 def _function(name: str, *arguments: type) -> Callable[..., int] | None:
@@ -36,12 +43,40 @@ def trimmer() -> Callable[[], object] | None:
     return None if trim is None else lambda: trim(0)
 
 
-def keep_trimmed(closing: threading.Event, seconds: float = TRIM_S) -> None:
-    """Until the worker closes, in a thread of its own. seconds: between two times."""
-    trim = trimmer()
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of this process so far. cpu: seconds."""
+
+    faults: int
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Usage:
+        found = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(found.ru_minflt, found.ru_utime + found.ru_stime)
+
+    def is_dear(self, before: Usage) -> bool:
+        """Whether pages that came since took too much of the CPU."""
+        return (self.faults - before.faults) * FAULT_S > (self.cpu - before.cpu) * MOST_CPU
+
+
+def keep_trimmed(closing: threading.Event, seconds: float = TRIM_S, usage: Callable[[], Usage] = Usage.now) -> None:
+    """Until the worker closes, in a thread of its own; large buffers are mapped no more where that is dear.
+
+    seconds: between two times.
+    """
+    trim, option = trimmer(), _function("mallopt", ctypes.c_int, ctypes.c_int)
     if trim is None:
         return
+    before = usage()
     while not closing.wait(seconds):
+        now = usage()
+        if option is not None and now.is_dear(before):
+            option(M_MMAP_THRESHOLD, UNMAPPED)
+            LOG.info("large buffers are taken from the heap from now on: their pages took more than %g%% of the CPU",
+                     MOST_CPU * 100)  # fmt: skip
+            option = None
+        before = now
         trim()
 
 
