@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -66,6 +67,12 @@ def test_a_rollout_under_way_is_told_in_the_words_that_people_type():
 )
 def test_it_says_how_many_live(living, words):
     assert words in drawn(STATE, living)
+
+
+def test_a_killed_candidate_answers_for_nothing_and_stable_for_all():
+    found = drawn(replace(STATE, killed=frozenset({"v2"})), [])
+    assert "stable v1  answers for 100%  killed: v2" in found
+    assert "candidate v2  answers for 0%, it is killed" in found
 
 
 def test_without_a_rollout_stable_answers_for_everything():

@@ -25,6 +25,7 @@ MAPPED, CUT_OFF = 256 << 10, 64 << 20
 UNMAPPED = 32 << 20  # glibc's own limit
 # What is mapped comes page by page. Of flights that is 2% of the CPU, of vectors of 3 kB it would be a third
 FAULT_S, MOST_CPU = 2e-6, 0.05
+TWICE = 2  # in a row: a version that is loaded takes many pages as well, once
 
 
 def _function(name: str, *arguments: type) -> Callable[..., int] | None:
@@ -68,10 +69,11 @@ def keep_trimmed(closing: threading.Event, seconds: float = TRIM_S, usage: Calla
     trim, option = trimmer(), _function("mallopt", ctypes.c_int, ctypes.c_int)
     if trim is None:
         return
-    before = usage()
+    before, dear = usage(), 0
     while not closing.wait(seconds):
         now = usage()
-        if option is not None and now.is_dear(before):
+        dear = dear + 1 if now.is_dear(before) else 0
+        if option is not None and dear == TWICE:
             option(M_MMAP_THRESHOLD, UNMAPPED)
             LOG.info("large buffers are taken from the heap from now on: their pages took more than %g%% of the CPU",
                      MOST_CPU * 100)  # fmt: skip

@@ -88,14 +88,19 @@ def spans(numbers: Iterable[int]) -> str:
 def _stable(state: State) -> Text:
     killed = f"  instead of {state.instead_of}, which is killed" if state.instead_of else ""
     others = sorted(state.killed - {state.instead_of})
-    found = state.rollout
     return Text.assemble(
         ("stable ", DIM),
         (state.stable, GOOD),
-        f"  answers for {percent(WHOLE_WEIGHT - found.weight_bp)}" if found is not None and found.shifted else "",
+        f"  answers for {percent(WHOLE_WEIGHT - _weight(state))}" if state.rollout and state.rollout.shifted else "",
         killed,
         f"  killed: {', '.join(others)}" if others else "",
     )
+
+
+def _weight(state: State) -> int:
+    """Basis points that the candidate answers for by the split."""
+    found = state.rollout
+    return 0 if found is None or not found.shifted or found.candidate in state.killed else found.weight_bp
 
 
 def _rollout(state: State) -> Tree:
@@ -105,7 +110,8 @@ def _rollout(state: State) -> Tree:
     branch = Tree(
         Text.assemble(("rollout ", DIM), (found.id, "bold"), f"  {found.phase.value}, since offset {found.opened_at}")
     )
-    share = percent(found.weight_bp) if found.shifted else "0%, nothing was shifted"
+    why = "" if found.shifted else ", nothing was shifted"
+    share = percent(_weight(state)) + (", it is killed" if found.candidate in state.killed else why)
     branch.add(Text.assemble(("candidate ", DIM), (found.candidate, "cyan"), f"  answers for {share}"))
     if found.shadow_bp:
         of = f" of {segment(dict(found.shadow_where))}" if found.shadow_where else ""
