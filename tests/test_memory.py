@@ -50,7 +50,7 @@ def test_arrow_takes_its_buffers_from_the_library_that_gives_them_back(monkeypat
     chosen = []
     monkeypatch.setattr(pa, "set_memory_pool", chosen.append)
     monkeypatch.setattr(memory, "_function", lambda name, *_: None if name == "mallopt" else len)
-    memory.use_one_pool()
+    memory.set_up()
     assert [pool.backend_name for pool in chosen] == ["system"]
 
 
@@ -65,7 +65,7 @@ class Info(ctypes.Structure):
 info = ctypes.CDLL(None).mallinfo
 info.restype = Info
 if {so}:
-    memory.use_one_pool()
+    memory.set_up()
 pool = pa.system_memory_pool()
 pa.allocate_buffer(16 << 20, memory_pool=pool)  # freed at once
 before, held = info().mapped, [pa.allocate_buffer(1 << 20, memory_pool=pool) for _ in range(8)]
@@ -128,7 +128,7 @@ def load():
     session.run({{"features": np.ones((4000, {width}), np.float32)}}, ("sum",))
     return session
 
-memory.use_one_pool()
+memory.set_up()
 load()
 memory.trimmer()()
 before, held = resident(), load()
@@ -159,6 +159,6 @@ def test_a_library_that_can_not_trim_is_left_as_it_is(monkeypatch):
     chosen = []
     monkeypatch.setattr(memory, "_function", lambda *_: None)
     monkeypatch.setattr(pa, "set_memory_pool", chosen.append)
-    memory.use_one_pool()
+    memory.set_up()
     memory.keep_trimmed(threading.Event())
     assert chosen == []

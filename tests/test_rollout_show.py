@@ -75,6 +75,13 @@ def test_a_killed_candidate_answers_for_nothing_and_stable_for_all():
     assert "candidate v2  answers for 0%, it is killed" in found
 
 
+def test_of_a_candidate_that_stable_fell_back_to_no_share_is_told():
+    """v3 was made stable beside an open rollout of v2, and then killed."""
+    found = drawn(replace(STATE, stables=("v2", "v3"), killed=frozenset({"v3"})), [])
+    assert "stable v2  instead of v3, which is killed" in found
+    assert "candidate v2  answers for 0%" in found
+
+
 def test_without_a_rollout_stable_answers_for_everything():
     found = drawn(State("flights", epochs=(RoutingEpoch(0, "v1"),), stables=("v1",)), [])
     assert "stable v1\n" in found

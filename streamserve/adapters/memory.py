@@ -38,6 +38,10 @@ def _function(name: str, *arguments: type) -> Callable[..., int] | None:
     return found
 
 
+def _option() -> Callable[..., int] | None:
+    return _function("mallopt", ctypes.c_int, ctypes.c_int)
+
+
 def trimmer() -> Callable[[], object] | None:
     """What gives free memory back; None: this C library has no such thing."""
     trim = _function("malloc_trim", ctypes.c_size_t)
@@ -66,7 +70,7 @@ def keep_trimmed(closing: threading.Event, seconds: float = TRIM_S, usage: Calla
 
     seconds: between two times.
     """
-    trim, option = trimmer(), _function("mallopt", ctypes.c_int, ctypes.c_int)
+    trim, option = trimmer(), _option()
     if trim is None:
         return
     before, dear = usage(), 0
@@ -82,11 +86,11 @@ def keep_trimmed(closing: threading.Event, seconds: float = TRIM_S, usage: Calla
         trim()
 
 
-def use_one_pool() -> None:
+def set_up() -> None:
     """Before anything is read: Arrow takes its buffers from the C library, which maps the large ones."""
     if trimmer() is not None:
         pa.set_memory_pool(pa.system_memory_pool())
-    option = _function("mallopt", ctypes.c_int, ctypes.c_int)
+    option = _option()
     if option is not None:
         option(M_MMAP_THRESHOLD, MAPPED)
         option(M_TRIM_THRESHOLD, CUT_OFF)

@@ -20,12 +20,12 @@ from functools import partial
 from typing import Any
 
 from streamserve import __version__
+from streamserve.adapters import memory
 from streamserve.adapters.batch_topic import App, batches, make_app
 from streamserve.adapters.control_state import Control
 from streamserve.adapters.incarnation import Incarnations, worker_name
 from streamserve.adapters.intake import Intake
 from streamserve.adapters.kafka import Clients
-from streamserve.adapters.memory import keep_trimmed, use_one_pool
 from streamserve.adapters.metrics import CONTENT_TYPE, Metrics, Reading, Sent
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.adapters.progress_log import ProgressLog
@@ -305,7 +305,7 @@ class Worker:
             )
             await self._app.stop()
             return
-        use_one_pool()
+        memory.set_up()
         gc.collect()
         gc.freeze()
         self._app.flow_control.resume()
@@ -326,7 +326,7 @@ class Worker:
                 ),
                 ("shadow", self._shadowing.run, self._closing),
                 ("audit", self._audit.run, self._closing),
-                ("memory", keep_trimmed, self._closing),
+                ("memory", memory.keep_trimmed, self._closing),
             )
         ]  # fmt: skip
         if self._drifting is not None:

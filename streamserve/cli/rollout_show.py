@@ -87,20 +87,20 @@ def spans(numbers: Iterable[int]) -> str:
 
 def _stable(state: State) -> Text:
     killed = f"  instead of {state.instead_of}, which is killed" if state.instead_of else ""
-    others = sorted(state.killed - {state.instead_of})
+    others, weight = sorted(state.killed - {state.instead_of}), _weight(state)
     return Text.assemble(
         ("stable ", DIM),
         (state.stable, GOOD),
-        f"  answers for {percent(WHOLE_WEIGHT - _weight(state))}" if state.rollout and state.rollout.shifted else "",
+        "" if weight is None else f"  answers for {percent(WHOLE_WEIGHT - weight)}",
         killed,
         f"  killed: {', '.join(others)}" if others else "",
     )
 
 
-def _weight(state: State) -> int:
-    """Basis points that the candidate answers for by the split."""
-    found = state.rollout
-    return 0 if found is None or not found.shifted or found.candidate in state.killed else found.weight_bp
+def _weight(state: State) -> int | None:
+    """Basis points that the candidate answers for by the split; None: no candidate is routed to."""
+    now = state.routing(state.epochs[-1].number)
+    return None if not now.candidate else 0 if now.candidate in now.killed else now.weight_bp
 
 
 def _rollout(state: State) -> Tree:
@@ -111,7 +111,7 @@ def _rollout(state: State) -> Tree:
         Text.assemble(("rollout ", DIM), (found.id, "bold"), f"  {found.phase.value}, since offset {found.opened_at}")
     )
     why = "" if found.shifted else ", nothing was shifted"
-    share = percent(_weight(state)) + (", it is killed" if found.candidate in state.killed else why)
+    share = percent(_weight(state) or 0) + (", it is killed" if found.candidate in state.killed else why)
     branch.add(Text.assemble(("candidate ", DIM), (found.candidate, "cyan"), f"  answers for {share}"))
     if found.shadow_bp:
         of = f" of {segment(dict(found.shadow_where))}" if found.shadow_where else ""
