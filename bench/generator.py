@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from confluent_kafka import Producer
+from pyarrow import feather
 
-from bench.events import read_events
+from bench.librdkafka import RunProducer
+from bench.measure import admin_client
 from bench.schedule import due, intended
 
 # What falls due in this time goes out together, to one partition. The client sends a request for each partition, and a
@@ -26,29 +27,25 @@ from bench.schedule import due, intended
 # in the latencies, since they count from the intended time.
 TICK_S = 0.002
 DISTINCT = 20_000
-LINGER_MS = 0.5
+CONFIG = {"acks": 1, "linger.ms": 0.5, "queue.buffering.max.messages": 2_000_000, "log_level": 4}
 
 
 class Generator:
-    """Sends `count` events of `values` in turn."""
+    """Sends `count` of a file's events, in turn."""
 
-    def __init__(self, bootstrap: str, topic: str, values: list[bytes], count: int, rate: float) -> None:
-        self._producer = Producer(
-            {
-                "bootstrap.servers": bootstrap,
-                "acks": 1,
-                "linger.ms": LINGER_MS,
-                "queue.buffering.max.messages": 2_000_000,
-                "delivery.report.only.error": True,
-            }
+    def __init__(self, bootstrap: str, topic: str, file: Path, count: int, rate: float) -> None:
+        values = feather.read_table(file).slice(0, DISTINCT).column("value").combine_chunks()
+        ends = np.frombuffer(values.buffers()[1], np.int64)[values.offset :][: len(values) + 1]
+        turn, run = np.arange(count) % len(values), max(math.ceil(rate * TICK_S), 1)
+        partitions = len(admin_client(bootstrap).list_topics(topic, 10).topics[topic].partitions)
+        self._values, self._count, self._rate = values, count, rate  # the values lie in it
+        self._producer = RunProducer(
+            {"bootstrap.servers": bootstrap, **CONFIG},
+            topic,
+            (values.buffers()[2].address + ends[turn], np.diff(ends)[turn]),
+            np.arange(count, dtype="<u8"),
+            np.arange(count) // run % partitions,
         )
-        partitions = len(self._producer.list_topics(topic, 10).topics[topic].partitions)
-        run = max(math.ceil(rate * TICK_S), 1)
-        self._topic, self._rate = topic, rate
-        self._records = [
-            (values[at % len(values)], at.to_bytes(8, "little"), at // run % partitions) for at in range(count)
-        ]
-        self._count = count
 
     def run(self, start_ns: int, warm: int) -> tuple[np.ndarray, float]:
         """When each event was sent, nanoseconds of the monotonic clock; and the CPU seconds of the counted ones."""
@@ -59,14 +56,12 @@ class Generator:
             if upto == sent:
                 self._wait(start_ns, rate, sent)
                 continue
-            for value, key, partition in self._records[sent:upto]:
-                self._producer.produce(self._topic, value, key, partition)
+            self._producer.send(sent, upto)
             sent_at[sent:upto] = time.monotonic_ns()
             if sent < warm <= upto:
                 cpu = time.process_time()
             sent = upto
-            self._producer.poll(0)
-        if self._producer.flush(30):
+        if not self._producer.flush(30):
             raise RuntimeError("the broker did not take all events")
         return sent_at, time.process_time() - cpu
 
@@ -78,8 +73,7 @@ class Generator:
 
 
 def main(bootstrap: str, topic: str, file: str, rate: float, warm: int, count: int, start_ns: int) -> dict[str, float]:
-    values = read_events(Path(file), DISTINCT)[1]
-    generator = Generator(bootstrap, topic, values, count, rate)
+    generator = Generator(bootstrap, topic, Path(file), count, rate)
     gc.freeze()
     gc.disable()
     sent_at, cpu = generator.run(start_ns, warm)
