@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from world import many, one, quiet, shrunk, story
+from world import beside, many, one, quiet, shrunk, story
 from world_laws import Broken
 from world_planted import PLANTED, planted
 
@@ -53,7 +53,7 @@ TOGETHER = {"fenceall": "fenceall+group+stable", "group": "fence+group", "stable
 
 
 def test_no_schedule_breaks_a_law_and_every_rare_thing_happens():
-    found = many(COUNT)
+    found = beside(COUNT, 1, 2)
     assert not RARE - set(found)
 
 
@@ -78,6 +78,17 @@ def test_it_does_so_in_another_process(hashes):
     told = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     with quiet():
         assert told.stdout.splitlines() == list(story(48))
+
+
+def test_several_processes_find_what_one_does():
+    assert beside(250, 7, 3) == many(250, 7)
+    with planted("token"):
+        with pytest.raises(Broken) as alone:
+            many(ENOUGH, FIRST["token"])
+        with pytest.raises(Broken) as found:
+            beside(ENOUGH, FIRST["token"], 2)
+    told = (found.value.seed, found.value.law, str(found.value))
+    assert told == (alone.value.seed, alone.value.law, str(alone.value))
 
 
 def test_a_failure_is_told_in_few_steps():

@@ -1,7 +1,7 @@
 """Simulated worlds: the product's folds, ledger, router and takeovers over a broker in memory, under seeded schedules.
 
     python tests/world.py 100000                  # so many schedules; the seed of the first is 1
-    python tests/world.py 1000 --seed 77
+    python tests/world.py 1000 --seed 77 --jobs 1 # by one process; else there is one a core
     python tests/world.py --replay 77             # one of them, step by step
     python tests/world.py 1000 --plant order      # with an error in the product (world_planted.py): is it found?
 
@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import gc
 import logging
+import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
@@ -26,6 +28,7 @@ from world_planted import planted
 from world_steps import Step, World
 from world_worker import wired
 
+SHARE = 100  # schedules that a process takes at a time
 OF_A_WORKER = frozenset(("run", "send", "read", "hear", "tell", "sleep", "wake", "crash", "stop", "spoil", "time_out"))
 
 
@@ -82,6 +85,34 @@ def many(count: int, first: int = 1) -> Counter[str]:
     return found
 
 
+def _share(first: int, count: int) -> Counter[str] | tuple[int, int, str]:
+    """Of one process: what `many` finds, or the seed that breaks a law, the law, and how."""
+    try:
+        return many(count, first)
+    except Broken as error:
+        return error.seed, error.law, error.what
+
+
+def beside(count: int, first: int, jobs: int) -> Counter[str]:
+    """The same as `many`, by several processes.
+
+    Raises:
+        Broken: one of the schedules breaks a law.
+    """
+    shares = [(seed, min(SHARE, first + count - seed)) for seed in range(first, first + count, SHARE)]
+    found: Counter[str] = Counter()
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:  # forked: what is planted is planted there, too
+        for told in [pool.apply_async(_share, share) for share in shares]:
+            match told.get():
+                case Counter() as happened:
+                    found.update(happened)
+                case seed, law, what:
+                    error = Broken(law, what)
+                    error.seed = seed
+                    raise error
+    return found
+
+
 def shrunk(seed: int, law: int) -> list[Step]:
     """Of a schedule that breaks a law, steps that are enough for it."""
     steps = list(_taken(seed))
@@ -132,19 +163,20 @@ def _line(world: World, step: Step) -> str:
     return f"{said:14} {logs}   {', '.join(workers)}"
 
 
-def _report(count: int, first: int) -> None:
-    began = time.process_time()
-    found = many(count, first)
-    spent = time.process_time() - began
+def _report(count: int, first: int, jobs: int) -> None:
+    began = time.monotonic()
+    found = beside(count, first, jobs)
+    spent = time.monotonic() - began
     for what, times in sorted(found.items(), key=lambda item: -item[1]):
         sys.stdout.write(f"{times:10,}  {what}\n")
-    sys.stdout.write(f"{count:,} schedules, no law broken; {count / spent * 60:,.0f} a minute of CPU\n")
+    sys.stdout.write(f"{count:,} schedules, no law broken; {count / spent * 60:,.0f} a minute\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int, nargs="?", default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; a core each, unless said")
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--plant", default="", help="names of world_planted.py, joined by +")
     asked = parser.parse_args()
@@ -154,7 +186,7 @@ def main() -> None:
                 sys.stdout.writelines(f"{line}\n" for line in story(asked.replay))
             return
         try:
-            _report(asked.count, asked.seed)
+            _report(asked.count, asked.seed, asked.jobs)
         except Broken as error:
             with quiet():
                 lines = list(story(error.seed, shrunk(error.seed, error.law)))

@@ -36,7 +36,7 @@ Cuts = dict[int, list[tuple[int, int]]]  # by partition: (control epoch, first o
 
 class Broken(AssertionError):  # noqa: N818  (a finding, as `assert` would raise it)
     def __init__(self, law: int, what: str) -> None:
-        self.law, self.seed = law, 0
+        self.law, self.what, self.seed = law, what, 0
         super().__init__(f"law {law}: {what}")
 
 
