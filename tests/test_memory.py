@@ -162,3 +162,32 @@ def test_a_library_that_can_not_trim_is_left_as_it_is(monkeypatch):
     memory.set_up()
     memory.keep_trimmed(threading.Event())
     assert chosen == []
+
+
+PANDAS = """
+import sys
+import pyarrow as pa
+from streamserve.adapters import memory
+memory.leave_pandas_out()
+said = [pa.array([1.0]).to_numpy().tolist(), "pandas" in sys.modules]
+{needs}
+said += [pa.array(pandas.Series([1.0, float("nan")])).null_count, pa.table({{"a": [1]}}).to_pandas()["a"].sum()]
+assert sys.meta_path[0].__class__.__name__ != "_Pandas"
+print(*said)
+"""
+
+
+@pytest.mark.parametrize(
+    "needs", ["import pandas", "pa.table({'a': [1]}).to_pandas(); import pandas", "import pandas.api.types"]
+)
+def test_arrow_does_not_import_pandas_and_knows_it_once_somebody_does(needs):
+    done = subprocess.run(
+        [sys.executable, "-c", PANDAS.format(needs=needs)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["[1.0]", "False", "1", "1"], "")
+
+
+def test_what_is_not_installed_is_not_missed():
+    script = PANDAS.format(needs="sys.path[:] = []; import pandas")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError: No module named 'pandas'" in done.stderr

@@ -89,6 +89,8 @@ def test_every_event_is_compared_and_the_pairs_are_what_both_versions_say(topolo
     wait_until(lambda: worker.metric("streamserve_shadow_events_total", outcome="compared") == total, 30, "pairs")
     status = project.ok("rollout", "status", file)
     assert "shadow v3 scored" in status
+    for pid in (worker.process.pid, *children(worker)):  # 55 MB of it that would serve nobody
+        assert "/pandas/" not in Path(f"/proc/{pid}/maps").read_text()
     stop(worker)
     lawful(broker, name)
     events = {f"{name}.events-{r.partition}-{r.offset}": r for r in broker.read(f"{name}.events")}

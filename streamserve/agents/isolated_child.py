@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from streamserve.adapters import memory
 from streamserve.adapters.onnx import OnnxSession
 from streamserve.agents.isolated import LENGTH, Order, stream
 from streamserve.errors import ModelTamperedError, StreamserveError
@@ -37,6 +38,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     door = socket.socket(fileno=int(sys.argv[1]))
     _stand_back()
+    memory.leave_pandas_out()
     order = Order.decode(_receive(door))
     try:
         scorer, session = _load(order)

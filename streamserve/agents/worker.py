@@ -72,6 +72,7 @@ class Worker:
     """
 
     def __init__(self, topology: Topology, settings: Settings) -> None:
+        memory.leave_pandas_out()
         self.topology, self.settings = topology, settings
         self.health = Health()
         self._failure: BaseException | None = None
