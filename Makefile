@@ -25,7 +25,7 @@ demo: $(STAMP)  ## nine months of real flights, scored end to end
 	$(BIN)/streamserve demo $(ARGS)
 
 test: $(STAMP)  ## every test, against a real Kafka and a real Redis
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

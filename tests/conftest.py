@@ -38,6 +38,11 @@ def wait_until(
     return found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need the services come first: they take long, and the short ones fill the end of a parallel run."""
+    items.sort(key=lambda item: item.get_closest_marker("services") is None)
+
+
 @pytest.fixture(scope="session")
 def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     """The user's own servers where they are named, else a broker and a Redis that end with the session."""
