@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +17,17 @@ import numpy as np
 from bench.contest import FLOOR, STREAMSERVE, Results, Tell, floor
 from bench.flights import World
 from bench.latency import SETTLE_RATE, Window, offer
-from bench.measure import PAUSE, Progress, follow
+from bench.measure import LOOK_S, PAUSE, Cost, Progress, cpu_seconds, follow, rss_mib, spread
 from bench.project import Project
 from bench.stuck import LONG, SLOW, write_looping
 from bench.workers import DEADLINE_S, Worker, workers
 
 SHADOWED = "streamserve, shadow 100%"
+ROOMY = "the same, with room for the backlog"
 COUNTS = ("compared", "failed", "unanswered", "shed")
 GOOD, SLOWLY, STUCK = "a second model", "one that is slow", "one that hangs"
 READY_S = 60.0
+ROOM = {"STREAMSERVE_SHADOW_ROWS": "10000000", "STREAMSERVE_SHADOW_BYTES": str(1 << 34)}
 RATE, WARM_S = 10_000.0, 1.5
 RESAMPLES = 2000
 
@@ -45,30 +47,32 @@ def shadow(world: World, rounds: int, settle: float, seconds: float, pairs: int,
 def drains(world: World, rounds: int, tell: Tell) -> dict[str, list[dict[str, object]]]:
     """ONNX Runtime alone, the worker alone, and the worker with its shadow: in turns."""
     add(world, "twin", world.model)
-    found: dict[str, list[dict[str, object]]] = {FLOOR: [], STREAMSERVE: [], SHADOWED: []}
+    found: dict[str, list[dict[str, object]]] = {FLOOR: [], STREAMSERVE: [], SHADOWED: [], ROOMY: []}
+    run: dict[str, Callable[[], dict[str, object]]] = {
+        FLOOR: lambda: floor(world, world.events).as_dict(),
+        STREAMSERVE: lambda: drained(world, shadowed=False),
+        SHADOWED: lambda: drained(world, shadowed=True),
+        ROOMY: lambda: compared(world),
+    }
     for number in range(rounds):
         for name in list(found) if number % 2 == 0 else list(found)[::-1]:
-            one = floor(world, world.events).as_dict() if name == FLOOR else drained(world, name == SHADOWED)
+            one = run[name]()
             found[name].append(one)
             more = "".join(f"  {key} {one[key]:,.0f}" for key in COUNTS if key in one)
-            tell(f"round {number + 1}  {name:<26} {one['rate']:>9,.0f}/s  {one['us']:7.2f} us{more}")
+            tell(f"round {number + 1}  {name:<36} {one['rate']:>9,.0f}/s  {one['us']:7.2f} us{more}")
     return found
 
 
-def drained(world: World, shadowed: bool) -> dict[str, object]:  # noqa: FBT001
+def drained(world: World, *, shadowed: bool) -> dict[str, object]:
     """A backlog through one worker. The candidate's process counts as the worker's; its start is left out."""
     topology, name = world.topology, world.name
     if shadowed:
-        world.project.run("rollout", "start", topology, "twin", "--timeout", 0)
-        world.project.run("rollout", "shadow", topology, "100%", "--timeout", 0)
+        shadow_all(world)
     progress = Progress(world.project.endpoints.bootstrap, f"{name}.predictions")
     before: dict[str, float] = {}
     with workers(world.project, topology) as [worker]:
-        limit = time.monotonic() + READY_S
-        while shadowed and not child_of(worker.process.pid):
-            if time.monotonic() > limit:
-                raise RuntimeError("the candidate's process did not start")
-            PAUSE.wait(0.05)
+        if shadowed:
+            candidate_of(worker)
 
         def started() -> bool:
             if not before and (not shadowed or outcome(worker, "compared")):
@@ -84,6 +88,54 @@ def drained(world: World, shadowed: bool) -> dict[str, object]:  # noqa: FBT001
         return cost.as_dict()
     world.project.run("rollout", "rollback", topology, "--timeout", 0)
     return {**cost.as_dict(), **{one: after[one] - before[one] for one in COUNTS}, "queued": queued}
+
+
+def compared(world: World) -> dict[str, object]:
+    """A backlog through one worker that sheds nothing of it, until every pair stands in its topic.
+
+    Counted from the first prediction on; what the start of the candidate's process takes of CPU is left out.
+    """
+    topology, name, bootstrap = world.topology, world.name, world.project.endpoints.bootstrap
+    shadow_all(world)
+    predicted, pairs = Progress(bootstrap, f"{name}.predictions"), Progress(bootstrap, f"{name}.shadow-decisions")
+    memory: list[float] = []
+    with workers(replace(world.project, extra={**world.project.extra, **ROOM}), topology) as [worker]:
+        pid, child = worker.process.pid, candidate_of(worker)
+        limit, before = time.monotonic() + DEADLINE_S, 0
+        while not before:
+            before = predicted.count()
+        begun, spent, unready = time.monotonic(), cpu_seconds(pid), cpu_seconds(child)
+        done = 0
+        while done < world.events:
+            if worker.process.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError(f"{done} of {world.events} pairs")
+            if not done:
+                unready = cpu_seconds(child)
+            memory.append(rss_mib(pid) + rss_mib(child))
+            PAUSE.wait(LOOK_S)
+            done = pairs.count()
+        cpu = cpu_seconds(pid) + cpu_seconds(child) - spent - unready
+        cost = Cost(world.events - before, time.monotonic() - begun, cpu, spread(memory))
+        counts = {one: outcome(worker, one) for one in COUNTS}
+    world.project.forget(f"streamserve.{name}")
+    world.project.run("rollout", "rollback", topology, "--timeout", 0)
+    return {**cost.as_dict(), **counts}
+
+
+def shadow_all(world: World) -> None:
+    """Begin a rollout of a twin, in shadow."""
+    world.project.run("rollout", "start", world.topology, "twin", "--timeout", 0)
+    world.project.run("rollout", "shadow", world.topology, "100%", "--timeout", 0)
+
+
+def candidate_of(worker: Worker) -> int:
+    """The candidate's process, once it is there."""
+    limit = time.monotonic() + READY_S
+    while not (found := child_of(worker.process.pid)):
+        if time.monotonic() > limit:
+            raise RuntimeError("the candidate's process did not start")
+        PAUSE.wait(0.05)
+    return found[0]
 
 
 def child_of(pid: int) -> list[int]:

@@ -67,7 +67,7 @@ class Order:
         return json.dumps(asdict(self), default=str).encode()
 
     @classmethod
-    def decode(cls, value: bytes) -> Order:
+    def decode(cls, value: bytes | bytearray) -> Order:
         found = json.loads(value)
         folders = {name: None if (path := found["session"][name]) is None else Path(path) for name in _FOLDERS}
         return cls(**{**found, "session": SessionSettings(**{**found["session"], **folders})})
@@ -146,7 +146,7 @@ class Isolated:
         columns = (answer.column(place).combine_chunks().values for place in range(answer.num_columns))
         return [unflat(column, *of) for column, of in zip(columns, told["outputs"], strict=True)]
 
-    def _exchange(self, message: bytes | pa.Buffer, seconds: float) -> bytes:
+    def _exchange(self, message: bytes | pa.Buffer, seconds: float) -> bytearray:
         limit = time.monotonic() + seconds
         try:
             self._check_memory()  # of one that answers at once it would not be looked at below
@@ -169,7 +169,7 @@ class Isolated:
             except TimeoutError:
                 self._look(limit)
 
-    def _receive(self, size: int, limit: float) -> bytes:
+    def _receive(self, size: int, limit: float) -> bytearray:
         found = bytearray(size)
         rest = memoryview(found)
         while rest:
@@ -181,7 +181,7 @@ class Isolated:
             if not count:
                 raise self._died()
             rest = rest[count:]
-        return bytes(found)
+        return found
 
     def _look(self, limit: float) -> None:
         if self._closing():

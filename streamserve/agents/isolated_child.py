@@ -105,20 +105,20 @@ def _load(order: Order) -> tuple[Scorer, Session]:
     return Scorer(manifest, session), session
 
 
-def _receive(door: socket.socket) -> bytes:
+def _receive(door: socket.socket) -> bytearray:
     (length,) = LENGTH.unpack(_read(door, LENGTH.size))
     return _read(door, length)
 
 
-def _read(door: socket.socket, size: int) -> bytes:
+def _read(door: socket.socket, size: int) -> bytearray:
     found = bytearray(size)
     rest = memoryview(found)
     while rest:
-        count = door.recv_into(rest)
+        count = door.recv_into(rest, 0, socket.MSG_WAITALL)
         if not count:
             sys.exit(0)
         rest = rest[count:]
-    return bytes(found)
+    return found
 
 
 def _send(door: socket.socket, message: bytes | pa.Buffer) -> None:
