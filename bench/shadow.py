@@ -71,15 +71,13 @@ def drained(world: World, *, shadowed: bool) -> dict[str, object]:
     progress = Progress(world.project.endpoints.bootstrap, f"{name}.predictions")
     before: dict[str, float] = {}
     with workers(world.project, topology) as [worker]:
-        if shadowed:
-            candidate_of(worker)
+        pids = [worker.process.pid, *([candidate_of(worker)] if shadowed else ())]
 
         def started() -> bool:
-            if not before and (not shadowed or outcome(worker, "compared")):
+            if not before:
                 before.update({one: outcome(worker, one) for one in COUNTS})
-            return bool(before)
+            return True
 
-        pids = [worker.process.pid, *child_of(worker.process.pid)]
         cost = follow(pids, progress, world.events, DEADLINE_S, started)
         after = {one: outcome(worker, one) for one in COUNTS}
         queued = worker.metric("streamserve_shadow_rows_waiting")
@@ -100,21 +98,21 @@ def compared(world: World) -> dict[str, object]:
     predicted, pairs = Progress(bootstrap, f"{name}.predictions"), Progress(bootstrap, f"{name}.shadow-decisions")
     memory: list[float] = []
     with workers(replace(world.project, extra={**world.project.extra, **ROOM}), topology) as [worker]:
-        pid, child = worker.process.pid, candidate_of(worker)
-        limit, before = time.monotonic() + DEADLINE_S, 0
+        pid, limit, before, done = worker.process.pid, time.monotonic() + DEADLINE_S, 0, 0
         while not before:
             before = predicted.count()
-        begun, spent, unready = time.monotonic(), cpu_seconds(pid), cpu_seconds(child)
-        done = 0
+        begun, spent = time.monotonic(), cpu_seconds(pid)
+        while not outcome(worker, "compared"):
+            PAUSE.wait(LOOK_S)
+        unready = {child: cpu_seconds(child) for child in child_of(pid)}
+        child = candidate_of(worker)
         while done < world.events:
             if worker.process.poll() is not None or time.monotonic() > limit:
                 raise RuntimeError(f"{done} of {world.events} pairs")
-            if not done:
-                unready = cpu_seconds(child)
             memory.append(rss_mib(pid) + rss_mib(child))
             PAUSE.wait(LOOK_S)
             done = pairs.count()
-        cpu = cpu_seconds(pid) + cpu_seconds(child) - spent - unready
+        cpu = cpu_seconds(pid) + cpu_seconds(child) - spent - unready[child]
         cost = Cost(world.events - before, time.monotonic() - begun, cpu, spread(memory))
         counts = {one: outcome(worker, one) for one in COUNTS}
     world.project.forget(f"streamserve.{name}")
@@ -129,13 +127,13 @@ def shadow_all(world: World) -> None:
 
 
 def candidate_of(worker: Worker) -> int:
-    """The candidate's process, once it is there."""
+    """The process of the candidate that shadows, once it does; at first there is another, in which it is tried."""
     limit = time.monotonic() + READY_S
-    while not (found := child_of(worker.process.pid)):
+    while not outcome(worker, "compared") or len(child_of(worker.process.pid)) > 1:
         if time.monotonic() > limit:
-            raise RuntimeError("the candidate's process did not start")
-        PAUSE.wait(0.05)
-    return found[0]
+            raise RuntimeError("the candidate does not compare")
+        PAUSE.wait(LOOK_S)
+    return child_of(worker.process.pid)[0]
 
 
 def child_of(pid: int) -> list[int]:

@@ -45,12 +45,19 @@ class Fake:
 
     def __init__(self, bench: Bench, name: str) -> None:
         self.bench, self.name, self.closed, self.asked = bench, name, False, 0
+        self.sheets = []
 
-    def ask(self, sheets, seconds):
+    def tell(self, sheets):
+        assert not self.closed
+        assert not self.sheets
+        self.asked += 1
+        self.sheets = sheets
+
+    def answer(self, seconds):
         assert not self.closed
         assert seconds == 5.0
-        self.asked += 1
         self.bench.act(self)
+        sheets, self.sheets = self.sheets, []
         whole = pa.Table.from_batches(sheets).combine_chunks().to_batches()[0]
         return pa.Table.from_batches([_compare(whole, self.bench.version.scorer, PINNED_ID)])
 

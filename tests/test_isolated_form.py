@@ -31,22 +31,18 @@ def open_files() -> int:
 
 PLAYED = """#!{python} -IS
 import os, signal, socket, struct, sys, time
-door = socket.socket(fileno=int(sys.argv[-1]))
-
-def receive(size):
-    found, rest = bytearray(size), size
-    while rest:
-        count = door.recv_into(memoryview(found)[size - rest:])
-        if not count:
-            sys.exit(0)
-        rest -= count
-    return found
+told, there, back = map(int, sys.argv[-3:])
+door = socket.socket(fileno=told)
 
 def ask():
-    return receive(struct.unpack("<Q", receive(8))[0])
+    if not (length := door.recv(8, socket.MSG_WAITALL)):
+        sys.exit(0)
+    return os.pread(there, *struct.unpack("<Q", length), 0)
 
 def send(message, length=None):
-    door.sendall(struct.pack("<Q", len(message) if length is None else length) + message)
+    os.pwrite(back, message, 0)
+    os.ftruncate(back, len(message))
+    door.sendall(struct.pack("<Q", len(message) if length is None else length))
 
 ask()
 send({loaded})
@@ -57,8 +53,9 @@ WAYS = {
     "ask(); sys.exit(3)": (DiedError, "exit code 3"),
     "ask(); os.kill(os.getpid(), signal.SIGSEGV)": (DiedError, "SIGSEGV"),
     "os.kill(os.getpid(), 35)": (DiedError, "signal 35|SIGRTMIN"),
-    "ask(); send(b'half', 8); sys.exit(1)": (DiedError, "exit code 1"),
-    "ask(); send(b'half', 8); signal.pause()": (HungError, "in time"),
+    "ask(); door.sendall(bytes(4)); sys.exit(1)": (DiedError, "exit code 1"),
+    "ask(); door.sendall(bytes(4)); signal.pause()": (HungError, "in time"),
+    "ask(); send(b'half', 8); signal.pause()": (IsolatedError, "of 8 bytes 4 are there"),
     "ask(); door.close(); signal.pause()": (DiedError, "closed its end"),
     "ask(); send(b'', 1 << 62); signal.pause()": (GreedyError, "may have"),
     "signal.pause()": (HungError, "in time"),

@@ -17,7 +17,7 @@ from test_pipeline import NOW, OTHER, ROWS, THREE, event, pipeline, raw
 
 from streamserve.agents import shadowing
 from streamserve.agents.isolated import DiedError, HungError
-from streamserve.agents.shadowing import AGAIN_S, GATHER_ROWS, WELL_S
+from streamserve.agents.shadowing import AGAIN_S, GATHER_ROWS, TOGETHER, WELL_S
 from streamserve.errors import ModelMissingError
 from streamserve.pipeline.emit import HOUR_MS
 from streamserve.records import RoutingEpoch
@@ -86,11 +86,61 @@ def test_batches_that_wait_are_asked_about_together_up_to_so_many():
     bench.turn(*(batch() for _ in range(3)))
     assert bench.begun[0].asked == 1
     bench.turn(batch(count=GATHER_ROWS - 1), batch(count=1), batch(count=1))
-    assert (bench.begun[0].asked, bench.shadowing.waiting) == (2, 1)
-    bench.turn(batch(count=GATHER_ROWS + 1))
+    assert (bench.begun[0].asked, bench.shadowing.waiting) == (3, 0)
+    bench.turn(batch(), batch(count=GATHER_ROWS + 1), batch())
+    assert (bench.begun[0].asked, bench.shadowing.waiting) == (6, 0), "one too large for that goes alone"
+    bench.turn(*(batch(count=GATHER_ROWS) for _ in range(5)))
+    assert (bench.begun[0].asked, bench.shadowing.waiting) == (10, GATHER_ROWS)
     bench.turn()
-    assert (bench.begun[0].asked, bench.shadowing.waiting) == (4, 0), "one too large for that goes alone"
-    assert sum(bench.counts.values()) == sum(len(out) for out in bench.written) == 12 + 2 * GATHER_ROWS + 2
+    assert (bench.begun[0].asked, bench.shadowing.waiting) == (11, 0)
+    assert sum(bench.counts.values()) == sum(len(out) for out in bench.written) == 22 + 7 * GATHER_ROWS
+    bench.turn(batch(count=TOGETHER + 1))
+    assert (bench.begun[0].asked, bench.shadowing.waiting) == (12, 0)
+
+
+def test_the_next_is_asked_about_before_what_was_answered_is_written():
+    bench, story = Bench(rows=10**6), []
+    bench.turn()
+    fake = bench.begun[0]
+    tell, answer, write = fake.tell, fake.answer, bench.write
+    fake.tell = lambda sheets: (story.append("tell"), tell(sheets))[1]
+    fake.answer = lambda seconds: (story.append("answer"), answer(seconds))[1]
+    bench.write = lambda out: (story.append("write"), write(out))[1]
+    bench.turn(*(batch(count=GATHER_ROWS) for _ in range(3)))
+    assert story == ["tell", "answer", "tell", "write", "answer", "tell", "write", "answer", "write"]
+
+
+def broken(answer):
+    """Its values end before they begin."""
+    offsets = pa.py_buffer(np.array([0, 900, 5, 9, 10], np.int32))
+    values = pa.BinaryArray.from_buffers(pa.binary(), 4, [None, offsets, pa.py_buffer(bytes(10))])
+    return pa.table({"value": values}).replace_schema_metadata(answer.schema.metadata)
+
+
+@pytest.mark.parametrize("wrong", [lambda answer: answer[1:], broken])
+def test_an_answer_that_does_not_fit_is_not_written_and_its_candidate_is_ended(wrong):
+    bench = Bench()
+    bench.turn()
+    fake, answer = bench.begun[0], bench.begun[0].answer
+    fake.answer = lambda seconds: wrong(answer(seconds))
+    bench.turn(batch())
+    assert (bench.counts, bench.written, fake.closed) == (Counter(unanswered=4), [], True)
+
+
+def test_what_was_answered_is_written_though_the_next_can_not_be_asked_about():
+    bench = Bench(rows=10**6)
+    bench.turn()
+    fake, tell = bench.begun[0], bench.begun[0].tell
+
+    def gone(sheets):
+        if fake.asked:
+            fake.closed = True
+            raise DiedError("gone")
+        tell(sheets)
+
+    fake.tell = gone
+    bench.turn(batch(count=GATHER_ROWS), batch())
+    assert bench.counts == Counter(compared=GATHER_ROWS * 3 // 4, failed=GATHER_ROWS // 4, unanswered=4)
 
 
 def test_what_is_written_bears_the_key_of_its_event_and_a_time_that_the_topic_takes():

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from streamserve.adapters import memory
 from streamserve.adapters.onnx import OnnxSession
-from streamserve.agents.isolated import LENGTH, Order, stream
+from streamserve.agents.isolated import LENGTH, Order, got, put, stream
 from streamserve.errors import ModelTamperedError, StreamserveError
 from streamserve.features.arrays import flat, unlisted
 from streamserve.models.registry import Registry
@@ -36,25 +36,25 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    door = socket.socket(fileno=int(sys.argv[1]))
+    door = Door(*map(int, sys.argv[1:]))
     _stand_back()
     memory.leave_pandas_out()
-    order = Order.decode(_receive(door))
+    order = Order.decode(door.receive())
     try:
         scorer, session = _load(order)
     except Exception as error:  # noqa: BLE001  (told to the parent, which knows whom to tell)
         why = error.what if isinstance(error, StreamserveError) else f"{type(error).__name__}: {error}"
-        _send(door, json.dumps({"error": why}).encode())
+        door.send(json.dumps({"error": why}).encode())
         return
     tensors = {
         "inputs": [one.model_dump() for one in session.inputs],
         "outputs": [one.model_dump() for one in session.outputs],
     }
-    _send(door, json.dumps({"error": "", **tensors}).encode())
+    door.send(json.dumps({"error": "", **tensors}).encode())
     while True:
-        asked = pa.ipc.open_stream(_receive(door)).read_all().combine_chunks().to_batches()[0]
+        asked = pa.ipc.open_stream(door.receive()).read_all().combine_chunks().to_batches()[0]
         answer = _run(asked, session) if b"run" in asked.schema.metadata else _compare(asked, scorer, order.schema_id)
-        _send(door, stream([answer]))
+        door.send(stream([answer]))
 
 
 def _run(asked: pa.RecordBatch, session: Session) -> pa.RecordBatch:
@@ -105,28 +105,23 @@ def _load(order: Order) -> tuple[Scorer, Session]:
     return Scorer(manifest, session), session
 
 
-def _receive(door: socket.socket) -> bytearray:
-    (length,) = LENGTH.unpack(_read(door, LENGTH.size))
-    return _read(door, length)
+class Door:
+    """To the parent; without it, this process has nothing to do."""
 
+    def __init__(self, told: int, there: int, back: int) -> None:
+        self._told, self._there, self._back = socket.socket(fileno=told), there, back
 
-def _read(door: socket.socket, size: int) -> bytearray:
-    found = bytearray(size)
-    rest = memoryview(found)
-    while rest:
-        count = door.recv_into(rest, 0, socket.MSG_WAITALL)
-        if not count:
+    def receive(self) -> bytearray:
+        length = self._told.recv(LENGTH.size, socket.MSG_WAITALL)
+        if len(length) < LENGTH.size:
             sys.exit(0)
-        rest = rest[count:]
-    return found
+        return got(self._there, *LENGTH.unpack(length))
 
-
-def _send(door: socket.socket, message: bytes | pa.Buffer) -> None:
-    try:
-        door.sendall(LENGTH.pack(len(message)))
-        door.sendall(memoryview(message))
-    except OSError:
-        sys.exit(0)
+    def send(self, message: bytes | pa.Buffer) -> None:
+        try:
+            self._told.sendall(put(self._back, message))
+        except OSError:
+            sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Protocol
 
 import pyarrow as pa
@@ -37,7 +37,8 @@ from streamserve.topology import Topology
 
 LOG = logging.getLogger("streamserve.shadow")
 GATHER_S = 0.05  # for more of a batch: nobody waits for it, and a larger one costs less
-GATHER_ROWS = 4000
+GATHER_ROWS = 4000  # asked about at once
+TOGETHER = 4 * GATHER_ROWS  # taken from what waits: while it is asked about some, others are made ready or written
 TALLIES = 8
 AGAIN_S = (1.0, 60.0)  # until a candidate that went is begun again: the first pause and the longest
 WELL_S = 60.0  # without trouble, after which the next pause is the first again
@@ -45,10 +46,15 @@ DRAIN_S = 1.0  # at the end, for what is waiting
 IDLE_S = 0.2
 
 
+Asked = tuple[Shadowed, Sheet]
+
+
 class Candidate(Protocol):
     """A candidate, ready to be asked; see `Isolated`."""
 
-    def ask(self, sheets: Sequence[pa.RecordBatch], seconds: float) -> pa.Table: ...
+    def tell(self, sheets: Sequence[pa.RecordBatch]) -> None: ...
+
+    def answer(self, seconds: float) -> pa.Table: ...
 
     def close(self) -> None: ...
 
@@ -185,8 +191,8 @@ class Shadowing:
                 return []
             if not closing.is_set():
                 self._changed.wait_for(lambda: self._waiting_rows >= GATHER_ROWS, GATHER_S)
-            found, rows = list[Shadowed](), 0
-            while self._waiting and (not found or rows + len(self._waiting[0]) <= GATHER_ROWS):
+            found, rows, most = list[Shadowed](), 0, GATHER_ROWS if closing.is_set() else TOGETHER
+            while self._waiting and (not found or rows + len(self._waiting[0]) <= most):
                 batch = self._waiting.popleft()
                 found.append(batch)
                 rows += len(batch)
@@ -217,16 +223,19 @@ class Shadowing:
         if runs is None or runs[0] != shadow.candidate:
             self._count(shadow, unanswered=sum(map(len, batches)))
             return
-        left = sum(map(len, batches))
+        left, asked = sum(map(len, batches)), list[Asked]()
         try:
-            made = [(batch, sheet) for batch in batches for sheet in self._sheets(batch, runs[2])]
-            for _, group in groupby(made, key=lambda one: one[1].table.schema.metadata):
-                together = list(group)
-                answer = runs[1].ask([sheet.table for _, sheet in together], self._deadline)
-                self._write(shadow, together, answer)
-                left -= len(answer)
+            for more in chain(self._asks(batches, runs[2]), [[]]):
+                answer = runs[1].answer(self._deadline) if asked else None
+                try:
+                    if more:
+                        runs[1].tell([sheet.table for _, sheet in more])
+                finally:
+                    if answer is not None:
+                        self._write(shadow, asked, answer)
+                        left -= len(answer)
+                asked = more
         except IsolatedError as error:
-            self._runs = None
             self._count(shadow, unanswered=left)
             self._trouble(shadow, error.what)
         except Exception as error:
@@ -234,13 +243,30 @@ class Shadowing:
             self._count(shadow, unanswered=left)
             self._trouble(shadow, f"{type(error).__name__}: {error}")
 
+    def _asks(self, batches: Sequence[Shadowed], plan: FeaturePlan) -> Iterator[list[Asked]]:
+        """Sheets of one schema each, some GATHER_ROWS events at a time; made when they are wanted."""
+        parts, rows = [list[Shadowed]()], 0
+        for batch in batches:
+            rows += len(batch)
+            if parts[-1] and rows > GATHER_ROWS:
+                parts.append([])
+                rows = len(batch)
+            parts[-1].append(batch)
+        for part in parts:
+            made = [(batch, sheet) for batch in part for sheet in self._sheets(batch, plan)]
+            for _, group in groupby(made, key=lambda one: one[1].table.schema.metadata):
+                yield list(group)
+
     def _sheets(self, batch: Shadowed, plan: FeaturePlan) -> list[Sheet]:
         columns = batch.columns
         if more := [view for view in plan.views if not columns.stored.knows(view)]:
             columns = columns.with_more(more, self._store)
         return sheets(batch, plan, columns)
 
-    def _write(self, shadow: Shadow, made: Sequence[tuple[Shadowed, Sheet]], answer: pa.Table) -> None:
+    def _write(self, shadow: Shadow, made: Sequence[Asked], answer: pa.Table) -> None:
+        answer.validate(full=True)  # compiled code reads it next
+        if len(answer) != (rows := sum(len(sheet.rows) for _, sheet in made)):
+            raise IsolatedError(f"it answered for {len(answer)} of {rows} events")
         told = json.loads(answer.schema.metadata[b"told"])
         values, start = answer.column("value").combine_chunks(), 0
         for batch, sheet in made:
