@@ -101,7 +101,7 @@ class Shadowing:
         self._rows, self._size, self._deadline = rows, size, deadline
         self._clock, self._now_ms = clock, now_ms
         self._changed = threading.Condition()
-        self._waiting: deque[Shadowed] = deque()
+        self._waiting: deque[tuple[Shadowed, int]] = deque()  # with their bytes
         self._waiting_rows = self._waiting_bytes = 0
         self._tallies: dict[str, ShadowTally] = {}  # by rollout, in the order of their beginning; the last few
         self._runs: tuple[str, Candidate, FeaturePlan] | None = None
@@ -121,9 +121,10 @@ class Shadowing:
             if full and self._waiting:
                 self._count(batch.shadow, shed=len(batch))
                 return
-            self._waiting.append(batch)
+            self._waiting.append((batch, size))
             self._waiting_rows, self._waiting_bytes = self._waiting_rows + len(batch), self._waiting_bytes + size
-            self._changed.notify_all()
+            if len(self._waiting) == 1 or self._waiting_rows >= GATHER_ROWS:  # what `_gather` waits for
+                self._changed.notify_all()
 
     def tally(self) -> ShadowTally | None:
         """Of the shadow of now, or of the last one; None: there was none."""
@@ -182,7 +183,7 @@ class Shadowing:
         """The candidate that runs has events waiting for it, before all others."""
         with self._changed:
             runs = self._runs
-            return bool(self._waiting) and runs is not None and self._waiting[0].shadow.candidate == runs[0]
+            return bool(self._waiting) and runs is not None and self._waiting[0][0].shadow.candidate == runs[0]
 
     def _gather(self, closing: threading.Event) -> list[Shadowed]:
         """What waits, up to so many events; nothing after a moment without any."""
@@ -192,11 +193,11 @@ class Shadowing:
             if not closing.is_set():
                 self._changed.wait_for(lambda: self._waiting_rows >= GATHER_ROWS, GATHER_S)
             found, rows, most = list[Shadowed](), 0, GATHER_ROWS if closing.is_set() else TOGETHER
-            while self._waiting and (not found or rows + len(self._waiting[0]) <= most):
-                batch = self._waiting.popleft()
+            while self._waiting and (not found or rows + len(self._waiting[0][0]) <= most):
+                batch, size = self._waiting.popleft()
                 found.append(batch)
                 rows += len(batch)
-                self._waiting_bytes -= batch.nbytes
+                self._waiting_bytes -= size
             self._waiting_rows -= rows
             return found
 
@@ -289,7 +290,7 @@ class Shadowing:
     def _give_up(self) -> None:
         """Nothing that waits is shadowed any more."""
         with self._changed:
-            left, rows = list(self._waiting), self._waiting_rows
+            left, rows = [batch for batch, _ in self._waiting], self._waiting_rows
             self._waiting.clear()
             self._waiting_rows = self._waiting_bytes = 0
         for batch in left:
