@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from conftest import wait_until
 
 from streamserve import dev
-from streamserve.cli.dev import dev as dev_command
+from streamserve.cli import cli
 from streamserve.dev import docker, probe, process, servers
 from streamserve.dev.place import Place
 from streamserve.errors import DevError
@@ -253,10 +253,10 @@ class TestLife:
         monkeypatch.setenv("STREAMSERVE_HOME", str(home))
         monkeypatch.setenv("STREAMSERVE_REDIS_URL", "redis://elsewhere")
         monkeypatch.delenv("STREAMSERVE_BOOTSTRAP", raising=False)
-        shown = CliRunner().invoke(dev_command, ["up"])
+        shown = CliRunner().invoke(cli, ["dev", "up"])
         assert "kafka: in Docker" in shown.output
-        assert "running (docker)" in CliRunner().invoke(dev_command, ["status"]).output
-        assert docker.CHOICE in CliRunner().invoke(dev_command, ["up", "--help"]).output
+        assert "running (docker)" in CliRunner().invoke(cli, ["dev", "status"]).output
+        assert docker.CHOICE in CliRunner().invoke(cli, ["dev", "up", "--help"]).output
 
     def test_block_stops_what_it_started(self, home, engine):
         with dev.services(home, redis=False):

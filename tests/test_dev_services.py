@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streamserve import dev
-from streamserve.cli.dev import dev as dev_command
+from streamserve.cli import cli
 from streamserve.dev import java, lifecycle, probe, process
 from streamserve.dev.place import Place
 from streamserve.errors import DevError
@@ -302,8 +302,8 @@ class TestData:
 class TestCommand:
     def test_down_and_status_of_nothing(self, tmp_path, monkeypatch):
         monkeypatch.setenv("STREAMSERVE_HOME", str(tmp_path))
-        assert CliRunner().invoke(dev_command, ["down"]).output == "nothing was running\n"
-        shown = CliRunner().invoke(dev_command, ["status", "--json"])
+        assert CliRunner().invoke(cli, ["dev", "down"]).output == "nothing was running\n"
+        shown = CliRunner().invoke(cli, ["dev", "status", "--json"])
         assert [one["state"] for one in json.loads(shown.output)] == ["stopped", "stopped"]
         assert shown.exit_code == 1
 
@@ -311,7 +311,7 @@ class TestCommand:
         monkeypatch.setenv("STREAMSERVE_HOME", str(home))
         monkeypatch.setenv("STREAMSERVE_BOOTSTRAP", "broker:9092")
         monkeypatch.delenv("STREAMSERVE_REDIS_URL", raising=False)
-        shown = CliRunner().invoke(dev_command, ["up"])
+        shown = CliRunner().invoke(cli, ["dev", "up"])
         assert "STREAMSERVE_BOOTSTRAP points elsewhere" in shown.output
         endpoints = dev.running(home)
         assert endpoints is not None
