@@ -15,11 +15,11 @@ import time
 
 import numpy as np
 
-from bench.stand import Stand, at_the_end
+from bench.stand import MOST, Stand, at_the_end
 from streamserve.adapters.client_io import Fill
 
 # What is there at once; an empty topic is looked at anew after this time
-FILL = Fill(wait=0.1, rows=1, seconds=0.0, max_rows=10_000, max_bytes=1 << 26)
+FILL = Fill(wait=0.1, rows=1, seconds=0.0, max_rows=MOST, max_bytes=1 << 26)
 
 
 def collect(stand: Stand, warm: int, count: int, deadline_s: float) -> tuple[np.ndarray, dict[str, float]]:

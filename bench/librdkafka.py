@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from ctypes import c_char_p, c_int, c_int32, c_size_t, c_void_p
-from pathlib import Path
 
-import confluent_kafka
 import numpy as np
+
+from streamserve.adapters.native import client_library
 
 # rd_kafka_message_t
 MESSAGE = np.dtype(
@@ -37,9 +37,7 @@ _FUNCTIONS = {
 
 
 def _library() -> ctypes.CDLL:
-    """The one that confluent-kafka's wheel brings."""
-    beside = Path(confluent_kafka.__file__).parent.parent / "confluent_kafka.libs"
-    found = ctypes.CDLL(str(next(beside.glob("librdkafka-*.so*"))))
+    found = ctypes.CDLL(client_library())
     for name, (result, arguments) in _FUNCTIONS.items():
         declared = getattr(found, name)
         declared.restype, declared.argtypes = result, arguments

@@ -69,7 +69,7 @@ _FUNCTIONS: dict[str, Signature] = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, bound to the client's; None where there is none, with a line in the log that says why."""
-    client = _client_library()
+    client = client_library()
     if client is None:
         LOG.warning("confluent-kafka's librdkafka is not to be found in this process: events go through messages")
         return None
@@ -83,7 +83,7 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def _client_library() -> str | None:
+def client_library() -> str | None:
     """Where the librdkafka lies that this process has loaded."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
