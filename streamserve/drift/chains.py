@@ -142,14 +142,18 @@ class Chain:
                 del self.entries[left + 1]
                 self._find_holes()
 
-    def learn(self, belief: Belief) -> None:
-        """How late the rows in a hole may be: as late as those behind it, once there are enough of them to believe."""
+    def learn(self, belief: Belief, lateness_ms: int) -> None:
+        """How late the rows in a hole may be: as late as those behind it, once there are enough of them to believe.
+
+        Before, those few may all be behind their time, by as much as the lateness.
+        """
         since, newest = belief.recent
         for _, right in self.holes:
             if not right.judged:
                 right.judged = since is not None and right.start < since
                 is_heard = newest is not None and right.start <= newest
-                right.until = belief.reach if right.judged else belief.latest if is_heard else None
+                latest = belief.latest if is_heard else None
+                right.until = belief.reach if right.judged else None if latest is None else latest + lateness_ms
 
     def trim(self, block: int) -> None:
         """Whatever came in earlier blocks may be forgotten, but for how far the partition is."""

@@ -119,7 +119,7 @@ class Fold:
         self._screen(entry, is_new=is_new)
         self._totals.put(entry)
         self._mend(entry)
-        chain.learn(belief)
+        chain.learn(belief, self._rule.lateness_ms)
         if had_holes or chain.holes:
             self._mended.update(start for start in self._said if self._is_open(start))
         chain.settle(entry)
