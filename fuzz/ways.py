@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-from streamserve.pipeline import prediction_packed
+from streamserve.pipeline import record_packed
 
 Way = Literal["compiled", "python"]
 WAYS: tuple[Way, Way] = ("compiled", "python")
-_library = prediction_packed.library
+_library = record_packed.library
 
 
 def is_built() -> bool:
@@ -20,10 +20,10 @@ def is_built() -> bool:
 
 @contextlib.contextmanager
 def through(way: Way) -> Iterator[None]:
-    before = prediction_packed.library
+    before = record_packed.library
     if way == "python":
-        prediction_packed.library = lambda: None  # type: ignore[assignment]
+        record_packed.library = lambda: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        prediction_packed.library = before
+        record_packed.library = before

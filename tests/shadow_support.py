@@ -21,7 +21,7 @@ from streamserve.models.session import ON_CPU
 from streamserve.pipeline.pipeline import LoadedVersion
 from streamserve.pipeline.score import Scorer
 from streamserve.pipeline.shadow import Shadowed, Sheet, sheets
-from streamserve.pipeline.shadow_columns import Compared, compare
+from streamserve.pipeline.shadow_compare import Compared, compare
 from streamserve.pipeline.shadow_decision import PINNED_ID, SCHEMA
 from streamserve.records import ControlView, RoutingEpoch, Shadow
 from streamserve.simulate.versions import open_version
@@ -61,13 +61,13 @@ def compared(
     """The shadow decisions of a batch, as any Avro reader has them."""
     columns = shadowed.columns if store is None else beside(shadowed, candidate.plan, store)
     found = []
-    for sheet in sheets(shadowed, candidate.plan, columns):
+    for sheet in sheets([(shadowed, columns)], candidate.plan):
         found += decisions(compare(sheet.table, candidate.scorer, PINNED_ID, LATER), sheet)
     return found
 
 
 def decisions(told: Compared, sheet: Sheet) -> list[dict[str, object]]:
-    assert len(told.values) == len(sheet.rows) == len(sheet.table)
+    assert len(told.values) == len(sheet) == len(sheet.keys) == len(sheet.table)
     return [decision(value) for value in told.values.to_pylist()]
 
 
@@ -113,7 +113,7 @@ def told_to(registry: Registry, values, name: str = "v9") -> tuple[list[pa.Recor
     """What a version of the registry is told of these events, and its scorer in this process."""
     manifest, session = open_version(registry, "m", name, OnnxSession)
     batch = answered(values, shadow(candidate=name))
-    made = sheets(batch, FeaturePlan.of(manifest, CATALOGUE), batch.columns)
+    made = sheets([(batch, batch.columns)], FeaturePlan.of(manifest, CATALOGUE))
     return [sheet.table for sheet in made], Scorer(manifest, session)
 
 

@@ -28,7 +28,7 @@ from streamserve.agents.isolated import DiedError, GreedyError, HungError, Isola
 from streamserve.agents.isolated_child import _load
 from streamserve.errors import IsolatedError, ModelMissingError, ModelTamperedError
 from streamserve.models.registry import MANIFEST, Registry
-from streamserve.pipeline.shadow_columns import compare
+from streamserve.pipeline.shadow_compare import compare
 from streamserve.pipeline.shadow_decision import PINNED_ID
 from streamserve.simulate.versions import LoadedVersions
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamserve.pipeline import framing, prediction_columns, prediction_packed
+from streamserve.pipeline import framing, prediction_columns, prediction_packed, record_packed
 from streamserve.pipeline.prediction import SCHEMA, Predicted, Provenance, decode
 from streamserve.records import FeatureStatus, Reason, Variant
 
@@ -71,7 +71,7 @@ abouts = st.builds(
 
 def test_the_compiled_encoder_is_built_here():
     """Without it the comparison below would compare nothing."""
-    assert prediction_packed.library() is not None
+    assert record_packed.library() is not None
 
 
 @settings(max_examples=300, deadline=None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shadow_support import answered, compared, shadow, stub, under
+from shadow_support import LATER, answered, beside, compared, decisions, shadow, stub, under
 from test_pipeline import (
     NOW,
     ONE,
@@ -26,6 +26,9 @@ from test_pipeline import (
     version,
 )
 
+from streamserve.pipeline.shadow import Shadowed, sheets
+from streamserve.pipeline.shadow_compare import compare
+from streamserve.pipeline.shadow_decision import PINNED_ID
 from streamserve.records import ControlView, Cutover, Reason, RoutingEpoch, Variant
 from streamserve.rollouts.shadow import sampled
 from streamserve.simulate.offline import MemoryStore
@@ -264,6 +267,25 @@ def test_a_batch_of_several_stable_versions_is_told_by_each(candidate):
     assert [(one["stable_version"], one["control_epoch"]) for one in found] == law
     said = [{"y": 5.0 * i if candidate is WELL else 9.0 + i} for i in chosen]
     assert [one["candidate_scores"] for one in found] == said
+
+
+@pytest.mark.parametrize("candidate", [WELL, THREE])
+def test_batches_are_told_together_as_far_as_they_have_all_in_common(candidate):
+    def left(first: int, stable: str, **more) -> Shadowed:
+        values = [event(i) for i in range(first, first + 5)]
+        return pipeline().process(raw(values), under(shadow(**more), RoutingEpoch(3, stable)), NOW).shadowed
+
+    batches = [left(0, "v1"), left(5, "v1"), left(10, "v3"), left(15, "v1", share_bp=5000), left(20, "v1"),
+               left(25, "v1", segments=("x",)), left(30, "v1", rollout="r2")]  # fmt: skip
+    asked = [(batch, beside(batch, candidate.plan, MemoryStore(ROWS))) for batch in batches]
+    together = sheets(asked, candidate.plan)
+    assert [len(sheet) for sheet in together] == [10, 5, 5 + len(batches[3]), 5, 5]
+    found = [one for sheet in together
+             for one in decisions(compare(sheet.table, candidate.scorer, PINNED_ID, LATER), sheet)]  # fmt: skip
+    assert found == [one for batch in batches for one in compared(batch, candidate, MemoryStore(ROWS))]
+    keys = [key for sheet in together for key in sheet.keys.to_pylist()]
+    places = [int(one["event_id"][1:]) % 5 for one in found]
+    assert keys == [None if place % 3 == 2 else f"key{place}".encode() for place in places]
 
 
 @pure

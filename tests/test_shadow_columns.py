@@ -24,12 +24,13 @@ from streamserve.errors import SignatureError
 from streamserve.features.catalogue import Catalogue
 from streamserve.models.manifest import Input
 from streamserve.models.plan import FeaturePlan
+from streamserve.pipeline import record_packed, shadow_columns, shadow_packed
 from streamserve.pipeline.decode import EventDecoder
 from streamserve.pipeline.pipeline import LoadedVersion
 from streamserve.pipeline.shadow import LONGEST, _texts, sheets
-from streamserve.pipeline.shadow_columns import compare
+from streamserve.pipeline.shadow_compare import compare, decide
 from streamserve.pipeline.shadow_decision import PINNED_ID
-from streamserve.records import FeatureMatrix, Reject, Scores, Stage
+from streamserve.records import FeatureMatrix, RawBatch, Reject, Scores, Stage
 from streamserve.testing import StubModel
 from streamserve.topology import category, field, threshold
 
@@ -178,9 +179,9 @@ def cases(draw):
     return values, stamps, partitions, np.flatnonzero(chosen), stable, draw(saids(sum(chosen)))
 
 
-def found(case, plan: FeaturePlan, raises: Exception | None = None, first=0):
-    """What the code makes of a case: the records, and what is told of them."""
-    values, stamps, partitions, chosen, stable, candidate = case
+def asked(case, plan: FeaturePlan, first=0) -> tuple[pa.RecordBatch, RawBatch]:
+    """What the candidate is told of a case."""
+    values, stamps, partitions, chosen, stable, _ = case
     batch = raw([json.dumps(one).encode() for one in values], partitions, stamps, first=first)
     known = LoadedVersion(PLANS["the same"], stub(STABLE, ("x",)).scorer)
     made = pipeline({"v1": known}, topology=TOPOLOGY, catalogue=CATALOGUE)
@@ -192,9 +193,15 @@ def found(case, plan: FeaturePlan, raises: Exception | None = None, first=0):
     assert len(said.rows) == len(values)
     said = Scores("v1", chosen, stable.names, stable.values, stable.labels, stable.decisions)
     shadowed = replace(shadowed, answers=((matrix, said, plan_),))
-    (sheet,) = sheets(shadowed, plan, shadowed.columns)
-    assert sheet.rows.tolist() == chosen.tolist()
-    told = compare(sheet.table, Told(candidate, raises), PINNED_ID, LATER)
+    (sheet,) = sheets([(shadowed, shadowed.columns)], plan)
+    assert sheet.timestamps.tolist() == batch.timestamps[chosen].tolist()
+    return sheet.table, batch
+
+
+def found(case, plan: FeaturePlan, raises: Exception | None = None, first=0):
+    """What the code makes of a case: the records, and what is told of them."""
+    table, batch = asked(case, plan, first)
+    told = compare(table, Told(case[-1], raises), PINNED_ID, LATER)
     return [decision(value) for value in told.values.to_pylist()], told, batch
 
 
@@ -223,6 +230,26 @@ def test_each_record_says_what_both_versions_said_of_its_event(case, plan, raise
     assert dict(told.errors) == {name: errors.count(name) for name in errors}
     assert told.decided == sum(one["agreement"] is not None for one in wanted)
     assert told.agreed == sum(one["agreement"] is True for one in wanted)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    cases(),
+    st.sampled_from(list(PLANS)),
+    st.sampled_from([None, SignatureError("another shape")]),
+    st.sampled_from([0, 33_151, 2**31 - 1]),
+    st.integers(0, 2**50),
+)
+def test_both_encoders_write_the_same_bytes(case, plan, raises, schema_id, now):
+    assert record_packed.library() is not None
+    table, _ = asked(case, PLANS[plan])
+    table = pa.concat_batches([table.slice(0, 1), table]).slice(1)  # with an offset, and another's bytes before it
+    made = decide(table, Told(case[-1], raises))
+    packed = shadow_packed.encode(made, schema_id, now)
+    packed.validate(full=True)
+    assert packed.to_pylist() == shadow_columns.encode(made, schema_id, now).to_pylist()
+    other = replace(made, difference=np.where(np.isnan(made.difference), 0.5, np.nan))
+    assert packed.to_pylist() != shadow_columns.encode(other, schema_id, now).to_pylist(), "what differs is seen"
 
 
 def test_an_error_is_told_of_its_own_event_where_another_can_not_be_fed():

@@ -27,7 +27,7 @@ from streamserve.features.arrays import flat, unlisted
 from streamserve.models.registry import Registry
 from streamserve.models.session import Session
 from streamserve.pipeline.score import Scorer
-from streamserve.pipeline.shadow_columns import compare
+from streamserve.pipeline.shadow_compare import compare
 from streamserve.simulate.versions import open_version
 
 NICER = 10

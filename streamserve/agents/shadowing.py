@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import chain, groupby
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from streamserve.adapters.control_state import Control
@@ -26,6 +27,7 @@ from streamserve.adapters.side_output import SideOutput
 from streamserve.adapters.topics import Topics
 from streamserve.agents.isolated import Isolated
 from streamserve.errors import IsolatedError, StreamserveError
+from streamserve.features.columns import BatchColumns
 from streamserve.features.rows import FeatureStore
 from streamserve.models.plan import FeaturePlan
 from streamserve.pipeline.emit import TimestampLimits
@@ -44,9 +46,6 @@ AGAIN_S = (1.0, 60.0)  # until a candidate that went is begun again: the first p
 WELL_S = 60.0  # without trouble, after which the next pause is the first again
 DRAIN_S = 1.0  # at the end, for what is waiting
 IDLE_S = 0.2
-
-
-Asked = tuple[Shadowed, Sheet]
 
 
 class Candidate(Protocol):
@@ -224,15 +223,16 @@ class Shadowing:
         if runs is None or runs[0] != shadow.candidate:
             self._count(shadow, unanswered=sum(map(len, batches)))
             return
-        left, asked = sum(map(len, batches)), list[Asked]()
+        left = sum(map(len, batches))
+        asked: Sheet | None = None
         try:
-            for more in chain(self._asks(batches, runs[2]), [[]]):
-                answer = runs[1].answer(self._deadline) if asked else None
+            for more in chain(self._asks(batches, runs[2]), [None]):
+                answer = None if asked is None else runs[1].answer(self._deadline)
                 try:
-                    if more:
-                        runs[1].tell([sheet.table for _, sheet in more])
+                    if more is not None:
+                        runs[1].tell([more.table])
                 finally:
-                    if answer is not None:
+                    if asked is not None and answer is not None:
                         self._write(shadow, asked, answer)
                         left -= len(answer)
                 asked = more
@@ -244,8 +244,8 @@ class Shadowing:
             self._count(shadow, unanswered=left)
             self._trouble(shadow, f"{type(error).__name__}: {error}")
 
-    def _asks(self, batches: Sequence[Shadowed], plan: FeaturePlan) -> Iterator[list[Asked]]:
-        """Sheets of one schema each, some GATHER_ROWS events at a time; made when they are wanted."""
+    def _asks(self, batches: Sequence[Shadowed], plan: FeaturePlan) -> Iterator[Sheet]:
+        """Of some GATHER_ROWS events each; made when they are wanted."""
         parts, rows = [list[Shadowed]()], 0
         for batch in batches:
             rows += len(batch)
@@ -254,30 +254,22 @@ class Shadowing:
                 rows = len(batch)
             parts[-1].append(batch)
         for part in parts:
-            made = [(batch, sheet) for batch in part for sheet in self._sheets(batch, plan)]
-            for _, group in groupby(made, key=lambda one: one[1].table.schema.metadata):
-                yield list(group)
+            yield from sheets([(batch, self._columns(batch, plan)) for batch in part], plan)
 
-    def _sheets(self, batch: Shadowed, plan: FeaturePlan) -> list[Sheet]:
+    def _columns(self, batch: Shadowed, plan: FeaturePlan) -> BatchColumns:
         columns = batch.columns
-        if more := [view for view in plan.views if not columns.stored.knows(view)]:
-            columns = columns.with_more(more, self._store)
-        return sheets(batch, plan, columns)
+        more = [view for view in plan.views if not columns.stored.knows(view)]
+        return columns.with_more(more, self._store) if more else columns
 
-    def _write(self, shadow: Shadow, made: Sequence[Asked], answer: pa.Table) -> None:
+    def _write(self, shadow: Shadow, asked: Sheet, answer: pa.Table) -> None:
         answer.validate(full=True)  # compiled code reads it next
-        if len(answer) != (rows := sum(len(sheet.rows) for _, sheet in made)):
-            raise IsolatedError(f"it answered for {len(answer)} of {rows} events")
+        if len(answer) != len(asked):
+            raise IsolatedError(f"it answered for {len(answer)} of {len(asked)} events")
         told = json.loads(answer.schema.metadata[b"told"])
-        values, start = answer.column("value").combine_chunks(), 0
-        for batch, sheet in made:
-            raw, at = batch.columns.events.raw, pa.array(sheet.rows)
-            part = values.slice(start, len(sheet.rows))
-            stamps = self._limits.clamp(raw.timestamps[sheet.rows], self._now_ms())
-            self._output.write(Outgoing(self._topic, sheet.rows, raw.keys.take(at), part, None, stamps))
-            start += len(sheet.rows)
+        stamps, values = self._limits.clamp(asked.timestamps, self._now_ms()), answer.column("value").combine_chunks()
+        self._output.write(Outgoing(self._topic, np.arange(len(asked)), asked.keys, values, None, stamps))
         failed = sum(told["errors"].values())
-        self._count(shadow, compared=start - failed, failed=failed, agreed=told["agreed"], decided=told["decided"])
+        self._count(shadow, compared=len(asked) - failed, failed=failed, agreed=told["agreed"], decided=told["decided"])
 
     def _trouble(self, shadow: Shadow, why: str) -> None:
         now = self._clock()

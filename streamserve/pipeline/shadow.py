@@ -7,12 +7,15 @@ runs, elsewhere and later. What can't be done for an event is an error in its re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from streamserve.features.arrays import listed
 from streamserve.features.buffers import as_text
@@ -35,7 +38,8 @@ from streamserve.rollouts.shadow import sampled
 from streamserve.rollouts.targeting import decide
 
 LONGEST = 200  # characters of a field that tells segments apart
-INPUT, SEGMENT, STABLE = "input:", "segment:", "stable"
+INPUT, SEGMENT, STABLE = "input:", "segment:", "scores:stable"
+LISTS = (INPUT, STABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,48 +96,53 @@ def _of(said: Scores, chosen: Indices) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """What a candidate is told of some events of one stable version, in columns, with what is the same of all of them.
+    """What a candidate is told of events of one stable version, in columns, with what is the same of all of them.
 
-    rows: of the RawBatch, one for each row of the table.
+    keys, timestamps: of the source records, one for each row of the table.
     """
 
     table: pa.RecordBatch
-    rows: Int64s
+    keys: pa.BinaryArray
+    timestamps: Int64s
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
 
 
-def sheets(shadowed: Shadowed, plan: FeaturePlan, columns: BatchColumns) -> list[Sheet]:
-    """A batch as it goes to the candidate, stable version by stable version.
+def sheets(batches: Iterable[tuple[Shadowed, BatchColumns]], plan: FeaturePlan) -> list[Sheet]:
+    """Batches as they go to the candidate: one after the other, those of one stable version together.
 
-    plan: the candidate's. columns: where its features come from; they may know of more views than stable's do.
+    plan: the candidate's. With each batch, where its features come from: that may know of more views than stable's do.
     """
-    return [_sheet(shadowed, plan, columns, answer) for answer in shadowed.answers]
+    parts = [_part(batch, plan, columns, answer) for batch, columns in batches for answer in batch.answers]
+    return [_sheet(list(group)) for _, group in groupby(parts, key=lambda part: (part.same, part.inputs))]
 
 
-def _sheet(
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of a sheet, the events of one batch. same: of all events of the sheet; inputs: types and shapes of a row of them.
+
+    numbers, texts: columns of the table; numbers are [rows], or [rows, ...] of lists. there: which times there are.
+    """
+
+    same: Mapping[str, object]
+    inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
+    numbers: Mapping[str, Array]
+    there: Mapping[str, NDArray[np.bool_]]
+    texts: Mapping[str, pa.StringArray]
+    keys: pa.BinaryArray
+    timestamps: Int64s
+
+
+def _part(
     shadowed: Shadowed, plan: FeaturePlan, columns: BatchColumns, answer: tuple[FeatureMatrix, Scores, FeaturePlan]
-) -> Sheet:
+) -> _Part:
     matrix, said, known = answer
     events, about, rows = columns.events, shadowed.about, said.rows
     raw, raw_rows = events.raw, events.rows[rows]
     inputs, errors = _shared(matrix, rows) if known == plan else _filled(plan, columns, rows)
     times, stamps = events.event_times[rows], raw.timestamps[raw_rows]
-    told = ~((stamps < 0) & (times == stamps)) & (times >= FIRST_MS) & (times <= LAST_MS) & about.has_event_time
-    ids = pa.nulls(len(rows), pa.string())
-    if about.event_id is not None:
-        ids = as_text(events.columns.column(about.event_id).take(pa.array(rows)))
-    found: dict[str, pa.Array] = {
-        "partition": pa.array(raw.partitions[raw_rows]),
-        "offset": pa.array(raw.offsets[raw_rows]),
-        "event_id": ids,
-        "event_time": pa.array(times, mask=~told),
-        "source_timestamp": pa.array(stamps, mask=(stamps < 0) | (stamps > LAST_MS)),
-        "control_epoch": pa.array(shadowed.assignment.control_epoch[rows]),
-        "error": errors,
-        "stable_decision": pa.array(said.labels, pa.string()).take(pa.array(said.decisions, mask=said.decisions < 0)),
-        STABLE: listed(said.values),
-        **{f"{SEGMENT}{path}": _texts(columns, path, rows) for path in shadowed.shadow.segments},
-        **{f"{INPUT}{name}": listed(values) for name, values in inputs.items()},
-    }
+    has_time = ~((stamps < 0) & (times == stamps)) & (times >= FIRST_MS) & (times <= LAST_MS) & about.has_event_time
     same = {
         "topic": raw.topic,
         "topology": about.topology,
@@ -142,10 +151,58 @@ def _sheet(
         "stable_version": matrix.version,
         "candidate_version": shadowed.shadow.candidate,
         "names": said.names,
-        "inputs": {name: (str(values.dtype), values.shape[1:]) for name, values in inputs.items()},
+        "labels": said.labels,
+        "segments": shadowed.shadow.segments,
     }
+    ids = pa.nulls(len(rows), pa.string())
+    if about.event_id is not None:
+        ids = as_text(_taken(events.columns.column(about.event_id), rows))
+    return _Part(
+        same,
+        inputs=[(name, values.dtype, values.shape[1:]) for name, values in inputs.items()],
+        numbers={
+            "partition": raw.partitions[raw_rows],
+            "offset": raw.offsets[raw_rows],
+            "event_time": times,
+            "source_timestamp": stamps,
+            "control_epoch": shadowed.assignment.control_epoch[rows],
+            "stable_decision": said.decisions,
+            STABLE: said.values,
+            **{f"{INPUT}{name}": values for name, values in inputs.items()},
+        },
+        there={"event_time": has_time, "source_timestamp": (stamps >= 0) & (stamps <= LAST_MS)},
+        texts={
+            "event_id": ids,
+            "error": errors,
+            **{f"{SEGMENT}{path}": _texts(columns, path, rows) for path in shadowed.shadow.segments},
+        },
+        keys=_taken(raw.keys, raw_rows),
+        timestamps=stamps,
+    )
+
+
+def _sheet(parts: Sequence[_Part]) -> Sheet:
+    first, found = parts[0], dict[str, pa.Array]()
+    for name in first.numbers:
+        values = np.concatenate([part.numbers[name] for part in parts])
+        mask = ~np.concatenate([part.there[name] for part in parts]) if name in first.there else None
+        found[name] = listed(values) if name.startswith(LISTS) else pa.array(values, mask=mask)
+    for name in first.texts:
+        found[name] = pa.concat_arrays([part.texts[name] for part in parts])
+        if name.startswith(SEGMENT):
+            found[name] = pc.utf8_slice_codeunits(found[name], 0, LONGEST)
     table = pa.RecordBatch.from_arrays(list(found.values()), names=list(found))
-    return Sheet(table.replace_schema_metadata({"same": json.dumps(same)}), raw_rows)
+    same = {**first.same, "inputs": {name: (str(dtype), shape) for name, dtype, shape in first.inputs}}
+    return Sheet(
+        table.replace_schema_metadata({"same": json.dumps(same)}),
+        pa.concat_arrays([part.keys for part in parts]),
+        np.concatenate([part.timestamps for part in parts]),
+    )
+
+
+def _taken(array: pa.Array, rows: Indices) -> pa.Array:
+    """Some rows, which ascend, of a column."""
+    return array if len(rows) == len(array) else array.take(pa.array(rows))
 
 
 def _shared(matrix: FeatureMatrix, rows: Indices) -> tuple[Mapping[str, Array], pa.Array]:
@@ -168,8 +225,7 @@ def _texts(columns: BatchColumns, path: str, rows: Indices) -> pa.StringArray:
     place = columns.events.columns.schema.get_field_index(path)
     if place < 0 or pa.types.is_binary(columns.events.columns.schema.types[place]):  # some would be text, some not
         return pa.nulls(len(rows), pa.string())
-    column = columns.events.columns.column(place).take(pa.array(rows))
     try:
-        return pc.utf8_slice_codeunits(as_text(column), 0, LONGEST)
+        return as_text(_taken(columns.events.columns.column(place), rows))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # lists
         return pa.nulls(len(rows), pa.string())

@@ -8,9 +8,17 @@ record a prediction id.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from streamserve.pipeline import framing
 from streamserve.pipeline.prediction import TIME
+from streamserve.records import Floats, Int32s, Scores
 
 PINNED_ID = 900_002  # the schema's id where no schema registry gives one; stands in schemas/index.json
 _SCORES = {"type": "map", "values": "double"}
@@ -59,3 +67,24 @@ SCHEMA: dict[str, object] = {
 SCHEMA_TEXT = json.dumps(SCHEMA)
 FRAMED = json.dumps({**SCHEMA, "fields": [*framing.HEADER_FIELDS, *SCHEMA["fields"]]})  # type: ignore[misc]
 FRAMED_NAMES = [field["name"] for field in json.loads(FRAMED)["fields"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What both versions said of the rows of a sheet (`pipeline.shadow.Sheet.table`), and of what all have in common.
+
+    stable: float64 [rows, names]. decisions: of stable, index into same["labels"]; below 0: none.
+    said: the candidate's scores and decisions of every row, NaN and none where it `failed`.
+    agreement: 1: both decided alike, 0: they did not, -1: one of them did not decide.
+    difference: NaN: none. errors: why it failed, null where it did not.
+    """
+
+    sheet: pa.RecordBatch
+    same: Mapping[str, Any]
+    stable: Floats
+    decisions: Int32s
+    said: Scores
+    failed: NDArray[np.bool_]
+    agreement: Int32s
+    difference: Floats
+    errors: pa.StringArray
