@@ -7,6 +7,7 @@ and routes from 120,000 each, anew in every repetition.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from streamserve.simulate.view_files import view_rows
 from streamserve.topology import load_topology
 
 VERSION = "v1"
+PARTITIONS = 6
 KEYS = 120_000  # of planes, and of routes, in the uniform variant
 ORIGINS = ("EWR", "JFK", "LGA")
 CHUNK = 2000
@@ -68,14 +70,19 @@ class World:
         return {"BENCH_SCORER": "bench.loops.flights", "BENCH_ABOUT": str(self.about)}
 
 
-def prepare(project: Project, name: str, events: int, *, uniform: bool = False) -> World:
-    """Data, views, model and topics; everything that is measured starts after this. events: 0 feeds none."""
+def prepare(
+    project: Project, name: str, events: int, *, uniform: bool = False, partitions: int = PARTITIONS, **words: object
+) -> World:
+    """Data, views, model and topics; everything that is measured starts after this.
+
+    events: 0 feeds none. words: of the topology, where it is to differ from the demo's.
+    """
     folder = project.folder / name
     folder.mkdir(parents=True, exist_ok=True)
     flights, _ = write_demo_files(project.folder)
     tables = view_tables()
     _write_views(project.folder, tables)
-    topology = _write_topology(folder, name)
+    topology = _write_topology(folder, name, partitions, words)
     catalogue, schema = Catalogue(load_topology(topology)), load_schema(project.settings, load_topology(topology))
     model = project.folder / f"{VERSION}.onnx"
     if not model.exists():  # from the real flights, whatever is served
@@ -142,15 +149,17 @@ def _write_views(folder: Path, tables: dict[str, pa.Table]) -> None:
         pq.write_table(table, folder / f"{name}.parquet")
 
 
-def _write_topology(folder: Path, name: str) -> Path:
+def _write_topology(folder: Path, name: str, partitions: int, words: Mapping[str, object]) -> Path:
+    source = {"topic": f"{name}.events", "partitions": partitions}
     for file, delivery in (("topology.py", "at_least_once"), ("exactly_once.py", "exactly_once")):
         (folder / file).write_text(
             "from pathlib import Path\n"
             "from streamserve.topology import load_topology\n"
             f"base = load_topology(Path({str(ROOT / 'topologies' / 'flights.py')!r}))\n"
-            f"source = base.source.model_copy(update={{'topic': {name + '.events'!r}}})\n"
-            f"topology = base.model_copy(update={{'name': {name!r}, 'source': source, 'delivery': {delivery!r},"
-            " 'drift': None})\n"
+            f"source = base.source.model_copy(update={source!r})\n"
+            "topology = base.model_copy(\n"
+            f"    update={{'name': {name!r}, 'source': source, 'delivery': {delivery!r}, 'drift': None, **{words!r}}}\n"
+            ")\n"
             "del base\n"
         )
     return folder / "topology.py"

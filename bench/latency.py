@@ -24,6 +24,7 @@ from bench.schedule import answered_in_time, latencies_ms, percentiles
 from bench.workers import Rows, Worker, process, rows_of, workers
 
 SETTLE_RATE = 4_000.0  # a broker that has just started needs the machine for itself, some 15 s of it, to compile
+HURRY_MS = 10.0  # the target of a topology in a hurry
 ECHO_WARM_S = 2.0  # by then it is there
 AHEAD_S = 2.0  # what the generator needs to be ready before its first event is due
 DRAIN_S = 20.0  # what answers may take after the last event; later ones count as missing

@@ -108,10 +108,13 @@ def floor_parts(rounds: Sequence[Mapping[str, Found]]) -> str:
 
 
 def latency(found: Found) -> dict[str, str]:
+    hurry = found["hurry"]
     return {
         "latency": latencies(found["rates"]),
         "latency-echo": latencies(found["echo"]),
         "latency-cost": latency_costs(found["rates"]),
+        "latency-hurry": latencies(hurry["rates"]),
+        "latency-hurry-echo": latencies(hurry["echo"]),
     }
 
 

@@ -136,6 +136,7 @@ class TestTables:
         marked = {match["name"] for match in docs.MARKED.finditer(page)}
         assert marked == {
             "machine", "contest", "stages", "uniform", "latency", "latency-echo", "latency-cost", "growth",
+            "latency-hurry", "latency-hurry-echo",
             "memory", "restart", "shadow", "shadow-latency", "commands", "switch", "drift", "drift-live",
             *(f"vectors-{kind}{more}" for kind in ("avro", "json") for more in ("", "-floor")),
         }  # fmt: skip
