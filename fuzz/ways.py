@@ -6,24 +6,28 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-from streamserve.pipeline import record_packed
+from streamserve.features import packed
+from streamserve.pipeline import avro_packed, record_packed
 
 Way = Literal["compiled", "python"]
 WAYS: tuple[Way, Way] = ("compiled", "python")
-_library = record_packed.library
+ROOMS = (avro_packed, packed, record_packed)
+_libraries = tuple(room.library for room in ROOMS)
 
 
 def is_built() -> bool:
     """Whether there is a compiled way; where not, both are the Python one."""
-    return _library() is not None
+    return all(library() is not None for library in _libraries)
 
 
 @contextlib.contextmanager
 def through(way: Way) -> Iterator[None]:
-    before = record_packed.library
+    before = [room.library for room in ROOMS]
     if way == "python":
-        record_packed.library = lambda: None  # type: ignore[assignment]
+        for room in ROOMS:
+            room.library = lambda: None  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        record_packed.library = before
+        for room, library in zip(ROOMS, before, strict=True):
+            room.library = library  # type: ignore[attr-defined]

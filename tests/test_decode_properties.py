@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import fastavro
@@ -18,6 +19,7 @@ from test_decode_support import (
     field,
     framed,
     is_fast,
+    is_flat,
     logical,
     parse,
     plain,
@@ -27,6 +29,7 @@ from test_decode_support import (
 )
 
 from streamserve.errors import SchemaError
+from streamserve.pipeline import avro_packed
 
 QUIET = settings(
     deadline=None,
@@ -67,8 +70,9 @@ SLOW = {
 class Types:
     """Draws types, and for each the strategy of its values."""
 
-    def __init__(self, draw: Draw, *, slow: bool) -> None:
+    def __init__(self, draw: Draw, *, slow: bool, flat: bool) -> None:
         self.draw, self.slow, self.names = draw, slow, itertools.count()
+        self.deeper = ["record"] if flat else ["record", "array", "map", "union"]
 
     def record(self, depth: int) -> tuple[Any, st.SearchStrategy[Any]]:
         name = f"R{next(self.names)}"
@@ -77,7 +81,7 @@ class Types:
         return record(*fields, name=name), st.fixed_dictionaries({f"f{i}": v for i, (_, v) in enumerate(drawn)})
 
     def type(self, depth: int) -> tuple[Any, st.SearchStrategy[Any]]:  # noqa: PLR0911 (a return a kind)
-        kinds = ["leaf", "leaf", "enum", "nullable"] + (["record", "array", "map", "union"] if depth > 0 else [])
+        kinds = ["leaf", "leaf", "enum", "nullable"] + (self.deeper if depth > 0 else [])
         kind = self.draw(st.sampled_from(kinds))
         if kind == "leaf":
             return self.draw(st.sampled_from(list((FAST | (SLOW if self.slow else {})).values())))
@@ -100,7 +104,7 @@ class Types:
 
 @st.composite
 def schemas(draw: Draw, *, slow: bool = False) -> tuple[Any, st.SearchStrategy[Any], list[str]]:
-    schema, values = Types(draw, slow=slow).record(3)
+    schema, values = Types(draw, slow=slow, flat=draw(st.booleans())).record(3)
     return schema, values, draw(st.just(readable(schema)))
 
 
@@ -158,10 +162,11 @@ def test_whole_events_read_alike_on_both_paths_and_in_fastavro(drawn: Any, data:
     schema, values, paths = drawn
     events = [encode(schema, one) for one in data.draw(st.lists(values, min_size=1, max_size=6))]
     fast, slow = avro(schema, paths), avro(schema, paths, slow=True)
-    event(f"fast path: {is_fast(fast)}")
+    event(f"fast path: {is_fast(fast)}, compiled: {is_flat(fast)}")
     batch = fast.decode(raw_batch(events))
     assert batch.rejects == ()
     assert told(batch) == told(slow.decode(raw_batch(events)))
+    assert told(batch) == told(avro(schema, paths, flat=False).decode(raw_batch(events)))
     check_truth(schema, events, paths, batch)
 
 
@@ -204,6 +209,7 @@ def test_broken_events_leave_their_neighbours_in_place_on_both_paths(drawn: Any,
     asked = data.draw(st.lists(st.sampled_from(paths), unique=True)) if paths else []
     batch = avro(schema, asked).decode(raw_batch(events))
     assert told(batch) == told(avro(schema, asked, slow=True).decode(raw_batch(events)))
+    assert told(batch) == told(avro(schema, asked, flat=False).decode(raw_batch(events)))
     assert {one.row for one in batch.rejects} <= hurt
     assert sorted([*batch.rows.tolist(), *(one.row for one in batch.rejects)]) == list(range(len(events)))
     assert all(len(one.message) <= 300 for one in batch.rejects)
@@ -246,7 +252,7 @@ def test_evolved_events_read_alike_on_both_paths_and_in_fastavro(drawn: Any, dat
     events = [encode(writer, one) for one in data.draw(st.lists(values, min_size=1, max_size=4))]
     fast = avro(reader, paths, writers={1: writer})
     batch = fast.decode(raw_batch(events))
-    event(f"fast path: {is_fast(fast)}")
+    event(f"fast path: {is_fast(fast)}, compiled: {is_flat(fast)}")
     assert told(batch) == told(avro(reader, paths, writers={1: writer}, slow=True).decode(raw_batch(events)))
     assert batch.rejects == ()
     schemas_ = fastavro.parse_schema(bare(writer)), fastavro.parse_schema(bare(reader))
@@ -269,6 +275,39 @@ def near(got: Any, want: Any) -> bool:
     if isinstance(got, float) and isinstance(want, int):
         return got == want
     return alike(got, want)
+
+
+def test_the_compiled_reader_is_built_and_reads_what_is_plain() -> None:
+    """Without it the comparisons above would compare nothing."""
+    assert avro_packed.library() is not None
+    within = record(field("y", ["null", "string"]), name="Within")
+    schema = record(field("x", "long"), field("r", ["null", within]))
+    assert is_flat(avro(schema, ["x", "r.y"]))
+    assert is_flat(avro(schema, []))
+    assert not is_flat(avro(schema, ["r"])), "a record is no column of its own here"
+    assert not is_flat(avro(record(field("x", {"type": "array", "items": "float"})), ["x"]))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 63, 64, 65, 1000])
+def test_the_compiled_reader_reads_batches_of_any_size(rows: int) -> None:
+    weather = record(field("wet", ["boolean", "null"]), field("at", ["null", logical("long", "timestamp-millis")]),
+                     name="Weather")  # fmt: skip
+    enum = {"type": "enum", "name": "E", "symbols": ["A", "B", "CCC"]}
+    schema = record(field("n", "int"), field("t", ["null", "string"]), field("w", ["null", weather]),
+                    field("e", [enum, "null"]), field("d", "double"), field("ok", "boolean"))  # fmt: skip
+    events = [
+        encode(schema, {"n": i, "t": None if i % 3 == 0 else "é" * (i % 5), "e": None if i % 7 == 6 else "ABC"[i % 3]
+                        .replace("C", "CCC"), "d": i / 7, "ok": i % 2 == 0, "w": None if i % 4 == 1 else
+                        {"wet": (True, False, None)[i % 3], "at": None if i % 5 == 0 else -i}})
+        for i in range(rows)
+    ]  # fmt: skip
+    paths = ["n", "t", "w.wet", "w.at", "e", "d", "ok"]
+    decoder = avro(schema, paths)
+    assert is_flat(decoder)
+    values = raw_batch([b"before", *events, b"after"])
+    batch = decoder.decode(replace(raw_batch(events), values=values.values[1:-1]))  # with another's bytes around it
+    assert told(batch) == told(avro(schema, paths, slow=True).decode(raw_batch(events)))
+    assert batch.rejects == ()
 
 
 def test_the_truth_sees_a_planted_error() -> None:

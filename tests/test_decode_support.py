@@ -90,25 +90,32 @@ def avro(
     writers: Mapping[int, Json] | None = None,
     event_time: str | None = None,
     slow: bool = False,
+    flat: bool = True,
 ) -> EventDecoder:
+    """slow: one by one alone. flat: by the compiled reader too, where it can."""
     known = Writers({1: reader} if writers is None else writers)
     decoder = EventDecoder(parse(reader), format="avro", paths=paths, event_time=event_time, writers=known)
-    if slow:
+    if slow or not flat:
         group = decoder._reader._group
 
-        def without_fast(head: bytes) -> Any:
+        def without(head: bytes) -> Any:
             found = group(head)
             if isinstance(found, AvroGroup):
-                found.fast = None
+                found.flat, found.fast = None, None if slow else found.fast
             return found
 
-        decoder._reader._group = without_fast
+        decoder._reader._group = without
     return decoder
 
 
 def is_fast(decoder: EventDecoder, schema_id: int = 1) -> bool:
     group = decoder._reader._group(framed(b"", schema_id))
     return isinstance(group, AvroGroup) and group.fast is not None
+
+
+def is_flat(decoder: EventDecoder, schema_id: int = 1) -> bool:
+    group = decoder._reader._group(framed(b"", schema_id))
+    return isinstance(group, AvroGroup) and group.flat is not None
 
 
 def plain_type(type: pa.DataType) -> pa.DataType:

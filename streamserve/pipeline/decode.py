@@ -1,8 +1,9 @@
 """The bytes of a micro-batch to Arrow columns of the paths that a topology reads; the rest to rejects.
 
-Avro has a fast path, pyruhvro (Rust, straight to Arrow), and a slow one, `avro.SlowReader`. The slow path is
-the judge: what the fast one refuses goes there row by row, so all that must hold is that the fast path takes
-nothing that the slow one would refuse or read otherwise. Where pyruhvro is looser it is fed a schema of the
+Avro has a fast path, pyruhvro (Rust, straight to Arrow), and a slow one, `avro.SlowReader`; and for batches of
+plain fields in which nothing is broken a faster one (`avro_packed`). The slow path is the judge: what a fast one
+refuses goes there row by row, so all that must hold is that the fast paths take nothing that the slow one would
+refuse or read otherwise. Where pyruhvro is looser it is fed a schema of the
 same bytes that makes it strict (an `int` as `long`: it cuts 2**40 down to 0), or its output is checked
 (invalid UTF-8 comes through); what it can't do at all does not reach it.
 
@@ -33,6 +34,7 @@ from streamserve.pipeline.avro import (
     refuse_bomb,
     wire_schema,
 )
+from streamserve.pipeline.avro_packed import FlatReader
 from streamserve.pipeline.columns import (
     MISFITS,
     Asked,
@@ -52,7 +54,7 @@ from streamserve.pipeline.schemas import EventSchema, Node, WriterSchemas, parse
 from streamserve.records import EventBatch, Int64s, RawBatch, Reject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 Steps = tuple[int, ...]
 Inside = dict[Steps, "list[pa.Array]"]
@@ -151,6 +153,29 @@ class FastReader:
         return [_at(column.steps, inside) if column.steps else None for column in self._columns]
 
 
+class FlatColumns:
+    """The compiled reader for one writer schema. NotFastError at construction where that is not to be had."""
+
+    def __init__(self, writer: Node, asked: Asked) -> None:
+        columns = [fast_column(column, writer, asked.schema.root) for column in asked.columns]
+        self._reader = FlatReader(writer, {column.steps for column in columns if column.steps})
+        empty = {steps: pa.array([], type) for steps, type in self._reader.types.items()}
+        self._columns = [column.bare(empty.get(column.steps)) for column in columns]
+        if [column.type for column in asked.columns] != [array.type for array in self._made(empty, 0)]:
+            raise NotFastError("other types than are asked for")
+
+    def columns(self, values: pa.BinaryArray) -> list[pa.Array] | None:
+        """What is asked for; None: some event is broken, of another schema, or holds a value that does not fit."""
+        found = self._reader.read(values)
+        try:
+            return None if found is None else self._made(found, len(values))
+        except MISFITS:
+            return None
+
+    def _made(self, found: Mapping[Steps, pa.Array], rows: int) -> list[pa.Array]:
+        return [column.take(found.get(column.steps), rows) for column in self._columns]
+
+
 def _at(steps: Steps, inside: Inside) -> pa.Array:
     """Beside its caller: in it, a function that calls itself is a cycle, and keeps a megabyte a batch for a while."""
     if steps[:-1] not in inside:
@@ -184,6 +209,11 @@ class AvroGroup:
             self.fast = FastReader(writer, asked)
         except NotFastError:
             self.fast = None
+        self.flat: FlatColumns | None
+        try:
+            self.flat = FlatColumns(writer, asked)
+        except NotFastError:
+            self.flat = None
 
     def read(self, rows: Int64s, framed: list[bytes]) -> tuple[list[Part], list[Reject]]:
         """Good rows as parts, and the bad ones as rejects."""
@@ -237,6 +267,16 @@ class AvroReader:
     def __init__(self, asked: Asked, writers: WriterSchemas) -> None:
         self._asked, self._writers = asked, writers
         self._groups: dict[int, AvroGroup | str] = {}  # by schema id; a text says why none of it can be read
+
+    def read_column(self, values: pa.BinaryArray) -> tuple[list[Part], list[Reject]]:
+        """All at once where they are alike, as they nearly always are; no value is a Python object then."""
+        first = values[0].as_py() if len(values) else None
+        if first is not None and unframed(0, first) is None:
+            group = self._group(first[:HEADER])
+            arrays = group.flat.columns(values) if isinstance(group, AvroGroup) and group.flat else None
+            if arrays is not None:
+                return [Part(np.arange(len(values), dtype=np.int64), arrays)], []
+        return self.read(values.to_pylist())
 
     def read(self, values: Sequence[bytes | None]) -> tuple[list[Part], list[Reject]]:
         values = values if isinstance(values, list) else list(values)
@@ -349,7 +389,7 @@ class EventDecoder:
 
     def decode(self, raw: RawBatch) -> EventBatch:
         """Every row of the batch, either among `rows` or among `rejects`. No event makes it raise."""
-        parts, rejects = self._reader.read(raw.values.to_pylist())
+        parts, rejects = self._reader.read_column(raw.values)
         whole = join_parts(self._columns, parts)
         columns = pa.RecordBatch.from_arrays([whole.arrays[self._at[p]] for p in self._paths], schema=self._schema)
         rejects.sort(key=lambda one: one.row)

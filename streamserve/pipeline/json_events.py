@@ -315,6 +315,9 @@ class JsonReader:
                 mend = "Leave it unread, or send the events as Avro."
                 raise SchemaError(what, where=where, mend=mend) from None
 
+    def read_column(self, values: pa.BinaryArray) -> tuple[list[Part], list[Reject]]:
+        return self.read(values.to_pylist())
+
     def read(self, values: Sequence[bytes | None]) -> tuple[list[Part], list[Reject]]:
         rows, events, rejects = list[int](), list[dict[str, Any]](), list[Reject]()
         for row, value in enumerate(values):
