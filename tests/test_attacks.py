@@ -172,9 +172,9 @@ def sent(made: Intake, batch: RawBatch) -> None:
     made.finished()
 
 
-@pytest.mark.parametrize("code", [KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError._TIMED_OUT])
-def test_a_coordinator_that_starts_is_asked_again(code):
-    """The first commit after a broker's restart is refused so; it ended the worker."""
+@pytest.mark.parametrize("code", [KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError._TIMED_OUT, KafkaError.UNKNOWN])
+def test_a_coordinator_that_starts_or_whose_disk_is_full_is_asked_again(code):
+    """Its first commit after a restart is refused so, or its last before the disk ends it: that ended the worker."""
     consumer = Told(refusals=[code, code])
     made, batches, failures = intake(consumer)
     take_up(made)

@@ -33,6 +33,7 @@ LATER = frozenset(
         KafkaError.NETWORK_EXCEPTION,
         KafkaError.NOT_ENOUGH_REPLICAS,
         KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.UNKNOWN,  # what a coordinator says of a commit that its full disk does not take
         KafkaError._WAIT_COORD,  # noqa: SLF001
         KafkaError._TIMED_OUT,  # noqa: SLF001
         KafkaError._TRANSPORT,  # noqa: SLF001
