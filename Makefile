@@ -33,7 +33,7 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## what an event costs, how soon it is answered, and how both grow: about half an hour
+bench: $(STAMP)  ## what an event costs, how soon it is answered, and how both grow: more than an hour
 	$(BIN)/streamserve bench $(ARGS)
 
 fuzz: $(STAMP)  ## broken events through the whole pipeline: INPUTS=1000000, SEED=, FORMAT=avro|json|both

@@ -35,7 +35,6 @@ from streamserve.simulate.view_files import view_rows
 from streamserve.topology import load_topology
 
 VERSION = "v1"
-PARTITIONS = 6
 KEYS = 120_000  # of planes, and of routes, in the uniform variant
 ORIGINS = ("EWR", "JFK", "LGA")
 CHUNK = 2000
@@ -71,11 +70,11 @@ class World:
 
 
 def prepare(
-    project: Project, name: str, events: int, *, uniform: bool = False, partitions: int = PARTITIONS, **words: object
+    project: Project, name: str, events: int, *, uniform: bool = False, partitions: int | None = None, **words: object
 ) -> World:
     """Data, views, model and topics; everything that is measured starts after this.
 
-    events: 0 feeds none. words: of the topology, where it is to differ from the demo's.
+    events: 0 feeds none. partitions, words: of the topology, where it is to differ from the demo's.
     """
     folder = project.folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +148,8 @@ def _write_views(folder: Path, tables: dict[str, pa.Table]) -> None:
         pq.write_table(table, folder / f"{name}.parquet")
 
 
-def _write_topology(folder: Path, name: str, partitions: int, words: Mapping[str, object]) -> Path:
-    source = {"topic": f"{name}.events", "partitions": partitions}
+def _write_topology(folder: Path, name: str, partitions: int | None, words: Mapping[str, object]) -> Path:
+    source = {"topic": f"{name}.events", **({} if partitions is None else {"partitions": partitions})}
     for file, delivery in (("topology.py", "at_least_once"), ("exactly_once.py", "exactly_once")):
         (folder / file).write_text(
             "from pathlib import Path\n"

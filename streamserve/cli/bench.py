@@ -49,7 +49,7 @@ def bench(
     """Measure what an event costs, how fast it is answered, how both and memory grow, and what a restart pauses.
 
     Runs in a checkout, against a Kafka and a Redis of its own. Nothing else should run on the machine; the whole of
-    it takes about half an hour. It measures, and never fails because of a figure.
+    it takes more than an hour. It measures, and never fails because of a figure.
     """
     settings = dict(_setting(one) for one in given)
     if earlier and not write_docs:

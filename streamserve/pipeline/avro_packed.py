@@ -88,7 +88,7 @@ class FlatReader:
 
     def __init__(self, writer: Node, asked: Collection[Steps]) -> None:
         fields = _written(writer)
-        self._table, self._alive = np.zeros(len(fields), FIELD), list[np.ndarray]()
+        self._table, self._alive = np.zeros(len(fields), FIELD), list[pa.Array]()
         self._asked = [(one.steps, one.kind) for one in fields if one.steps in asked]
         self.types = {steps: TYPES[kind] for steps, kind in self._asked if kind in TYPES}
         if len(self.types) < len(asked):
@@ -102,11 +102,10 @@ class FlatReader:
         for row, one in zip(self._table, fields, strict=True):
             row["kind"], row["null"], row["is_asked"] = one.kind, one.null, one.steps in asked
             row["count"] = one.count
-            symbols = [symbol.encode() for symbol in one.symbols]
-            names = np.frombuffer(b"".join(symbols) or b"\0", np.uint8)
-            starts = np.array([0, *accumulate(map(len, symbols))], np.int32)
-            row["names"], row["starts"] = address(names), address(starts)
-            self._alive += [names, starts]
+            symbols = pa.array(one.symbols, pa.utf8())
+            column = to_column(symbols)
+            row["names"], row["starts"] = column.data or 0, column.offsets or 0
+            self._alive.append(symbols)
 
     def read(self, values: pa.BinaryArray) -> dict[Steps, pa.Array] | None:
         """The fields that are asked for; None: not all are events, and of the first one's schema id.

@@ -143,6 +143,13 @@ class Predicted:
     statuses: Uint8s
 
 
+def is_told(times: Int64s, stamps: Int64s) -> NDArray[np.bool_]:
+    """Which events have a time that every reader can hold. stamps: of their records."""
+    # Where neither the event nor its record has a time, the batch has the record's -1
+    found: NDArray[np.bool_] = ~((stamps < 0) & (times == stamps)) & (times >= FIRST_MS) & (times <= LAST_MS)
+    return found
+
+
 def predicted(
     events: EventBatch, assignment: Assignment, matrix: FeatureMatrix, said: Scores, about: Provenance
 ) -> Predicted:
@@ -160,10 +167,7 @@ def predicted(
         event_ids = events.columns.column(about.event_id)
         event_ids = as_text(event_ids if all_scored else event_ids.take(pa.array(rows)))
     stamps, times = raw.timestamps[there], events.event_times[here]
-    # Where neither the event nor its record has a time, the batch has the record's -1
-    has_time = None
-    if about.has_event_time:
-        has_time = ~((stamps < 0) & (times == stamps)) & (times >= FIRST_MS) & (times <= LAST_MS)
+    has_time = is_told(times, stamps) if about.has_event_time else None
     return Predicted(
         topic=raw.topic,
         rows=rows,

@@ -67,5 +67,6 @@ def _layout(
             "control_epoch": record.LONGS,
             "reason": record.coded([record.long(one) for one in Reason]),
             "feature_status": record.mapped(record.Kind.CODES, views, 2),
-        }
+        },
+        where=about.topology,
     )

@@ -11,7 +11,6 @@ from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -125,18 +124,19 @@ def library() -> ctypes.CDLL | None:
 
 
 class Layout:
-    """Fields in the order of the schema, by names of the caller's own."""
+    """Fields in the order of the schema, by names of the caller's own. where: for errors."""
 
-    def __init__(self, fields: Mapping[str, Field]) -> None:
+    def __init__(self, fields: Mapping[str, Field], where: str) -> None:
+        self._where = where
         self._fields = {name: (index, field.kind) for index, (name, field) in enumerate(fields.items())}
         self._each = sum(field.each for field in fields.values())
-        self._table, self._alive = np.zeros(len(fields), FIELD), list[np.ndarray]()
+        self._table, self._alive = np.zeros(len(fields), FIELD), list[pa.Array]()
         for row, field in zip(self._table, fields.values(), strict=True):
-            pieces = np.frombuffer(b"".join(field.pieces) or NOTHING, np.uint8)
-            starts = np.array([0, *accumulate(map(len, field.pieces))], np.int32)
-            self._alive += [pieces, starts]
+            pieces = pa.array(field.pieces, pa.binary())
+            column = to_column(pieces)
+            self._alive.append(pieces)
             row["kind"], row["count"] = field.kind, field.count
-            row["pieces"], row["starts"] = address(pieces), address(starts)
+            row["pieces"], row["starts"] = column.data or 0, column.offsets or 0
 
     def write(self, rows: int, given: Mapping[str, Given]) -> pa.BinaryArray | None:
         """The framed record of each row; None where the writer was not built.
@@ -167,6 +167,7 @@ class Layout:
         if most > LARGEST:
             raise SettingsError(
                 f"the records of a batch of {rows} events may come to more than 2 GiB",
+                where=self._where,
                 mend="lower STREAMSERVE_BATCH_ROWS",
             )
         data, starts = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from streamserve.features.buffers import as_text
 from streamserve.features.columns import BatchColumns
 from streamserve.models.plan import FeaturePlan
 from streamserve.models.session import Array
-from streamserve.pipeline.prediction import FIRST_MS, LAST_MS, Provenance
+from streamserve.pipeline.prediction import LAST_MS, Provenance, is_told
 from streamserve.records import (
     Assignment,
     FeatureMatrix,
@@ -38,8 +37,7 @@ from streamserve.rollouts.shadow import sampled
 from streamserve.rollouts.targeting import decide
 
 LONGEST = 200  # characters of a field that tells segments apart
-INPUT, SEGMENT, STABLE = "input:", "segment:", "scores:stable"
-LISTS = (INPUT, STABLE)
+INPUT, SEGMENT, STABLE = "input:", "segment:", "stable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +113,26 @@ def sheets(batches: Iterable[tuple[Shadowed, BatchColumns]], plan: FeaturePlan) 
     plan: the candidate's. With each batch, where its features come from: that may know of more views than stable's do.
     """
     parts = [_part(batch, plan, columns, answer) for batch, columns in batches for answer in batch.answers]
-    return [_sheet(list(group)) for _, group in groupby(parts, key=lambda part: (part.same, part.inputs))]
+    return [_sheet(list(group)) for _, group in groupby(parts, key=lambda part: part.form)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Of a sheet, the events of one batch. same: of all events of the sheet; inputs: types and shapes of a row of them.
-
-    numbers, texts: columns of the table; numbers are [rows], or [rows, ...] of lists. there: which times there are.
-    """
+    """Of a sheet, the events of one batch. same: of all events of the sheet. there: which of the times there are."""
 
     same: Mapping[str, object]
-    inputs: Sequence[tuple[str, np.dtype[Any], tuple[int, ...]]]
     numbers: Mapping[str, Array]
     there: Mapping[str, NDArray[np.bool_]]
+    lists: Mapping[str, Array]  # [rows, ...]
     texts: Mapping[str, pa.StringArray]
+    segments: Mapping[str, pa.StringArray]
     keys: pa.BinaryArray
     timestamps: Int64s
+
+    @property
+    def form(self) -> object:
+        """What is the same of the parts of one sheet."""
+        return self.same, [(name, values.dtype, values.shape[1:]) for name, values in self.lists.items()]
 
 
 def _part(
@@ -142,7 +143,6 @@ def _part(
     raw, raw_rows = events.raw, events.rows[rows]
     inputs, errors = _shared(matrix, rows) if known == plan else _filled(plan, columns, rows)
     times, stamps = events.event_times[rows], raw.timestamps[raw_rows]
-    has_time = ~((stamps < 0) & (times == stamps)) & (times >= FIRST_MS) & (times <= LAST_MS) & about.has_event_time
     same = {
         "topic": raw.topic,
         "topology": about.topology,
@@ -159,7 +159,6 @@ def _part(
         ids = as_text(_taken(events.columns.column(about.event_id), rows))
     return _Part(
         same,
-        inputs=[(name, values.dtype, values.shape[1:]) for name, values in inputs.items()],
         numbers={
             "partition": raw.partitions[raw_rows],
             "offset": raw.offsets[raw_rows],
@@ -167,15 +166,14 @@ def _part(
             "source_timestamp": stamps,
             "control_epoch": shadowed.assignment.control_epoch[rows],
             "stable_decision": said.decisions,
-            STABLE: said.values,
-            **{f"{INPUT}{name}": values for name, values in inputs.items()},
         },
-        there={"event_time": has_time, "source_timestamp": (stamps >= 0) & (stamps <= LAST_MS)},
-        texts={
-            "event_id": ids,
-            "error": errors,
-            **{f"{SEGMENT}{path}": _texts(columns, path, rows) for path in shadowed.shadow.segments},
+        there={
+            "event_time": is_told(times, stamps) & about.has_event_time,
+            "source_timestamp": (stamps >= 0) & (stamps <= LAST_MS),
         },
+        lists={STABLE: said.values, **{f"{INPUT}{name}": values for name, values in inputs.items()}},
+        texts={"event_id": ids, "error": errors},
+        segments={f"{SEGMENT}{path}": _texts(columns, path, rows) for path in shadowed.shadow.segments},
         keys=_taken(raw.keys, raw_rows),
         timestamps=stamps,
     )
@@ -184,15 +182,17 @@ def _part(
 def _sheet(parts: Sequence[_Part]) -> Sheet:
     first, found = parts[0], dict[str, pa.Array]()
     for name in first.numbers:
-        values = np.concatenate([part.numbers[name] for part in parts])
         mask = ~np.concatenate([part.there[name] for part in parts]) if name in first.there else None
-        found[name] = listed(values) if name.startswith(LISTS) else pa.array(values, mask=mask)
+        found[name] = pa.array(np.concatenate([part.numbers[name] for part in parts]), mask=mask)
+    for name in first.lists:
+        found[name] = listed(np.concatenate([part.lists[name] for part in parts]))
     for name in first.texts:
         found[name] = pa.concat_arrays([part.texts[name] for part in parts])
-        if name.startswith(SEGMENT):
-            found[name] = pc.utf8_slice_codeunits(found[name], 0, LONGEST)
+    for name in first.segments:
+        found[name] = pc.utf8_slice_codeunits(pa.concat_arrays([part.segments[name] for part in parts]), 0, LONGEST)
     table = pa.RecordBatch.from_arrays(list(found.values()), names=list(found))
-    same = {**first.same, "inputs": {name: (str(dtype), shape) for name, dtype, shape in first.inputs}}
+    inputs = {name.removeprefix(INPUT): values for name, values in first.lists.items() if name != STABLE}
+    same = {**first.same, "inputs": {name: (str(values.dtype), values.shape[1:]) for name, values in inputs.items()}}
     return Sheet(
         table.replace_schema_metadata({"same": json.dumps(same)}),
         pa.concat_arrays([part.keys for part in parts]),

@@ -72,5 +72,6 @@ def _layout(schema_id: int, told: bytes, names: tuple[str, ...], labels: tuple[s
             "difference": record.NUMBERS,
             "error": record.TEXT,
             "segments": record.mapped(record.Kind.TEXTS, same["segments"], record.LONGEST),
-        }
+        },
+        where=same["topology"],
     )
