@@ -6,6 +6,7 @@ ends it as Docker would: independently of whoever called. It proves the orders, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -100,7 +101,8 @@ elif words[0] == "compose" and words[1] == "-p":
             argv = [os.environ["STAND_IN_REDIS"], "--port", port, "--save", "", "--appendonly", "yes"]
         null = subprocess.DEVNULL
         run = subprocess.Popen(argv, cwd=volume, start_new_session=True, stdin=null, stdout=null, stderr=null)
-        (folder / project).write_text(str(run.pid))
+        (folder / f"new-{{project}}").write_text(str(run.pid))
+        (folder / f"new-{{project}}").replace(folder / project)
     elif command == "ps":
         print(project if alive(project) else "")
     elif command == "logs":
@@ -132,8 +134,13 @@ class Engine:
         (self.folder / "broken").unlink()
 
     def containers(self) -> list[process.Process]:
-        pids = [int(path.read_text()) for path in self.folder.glob("streamserve-*")]
-        return [found for pid in pids if (found := process.look(pid))]
+        """Those that run: a file that goes away while they are looked at is of none."""
+        running = []
+        for path in self.folder.glob("streamserve-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if found := process.look(int(path.read_text())):
+                    running.append(found)
+        return running
 
     def volumes(self) -> list[str]:
         return sorted(path.name.rpartition("-")[2] for path in self.folder.glob("volume-*"))
