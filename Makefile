@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.c | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.ready-$(shell cat pyproject.toml hatch_build.py streamserve/native/*.[ch] | cksum | cut -d' ' -f1)
 
 # Many processes are started: without it each would compile the package anew, half a second or more
 unexport PYTHONDONTWRITEBYTECODE

@@ -50,7 +50,7 @@ def _compile(compiler: str, source: Path, target: Path) -> str:
     fresh = target.with_suffix(f".{os.getpid()}.tmp")
     flags = ["-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", str(fresh)]
     try:
-        command = [*compiler.split(), *flags, str(source), "-ldl"]
+        command = [*compiler.split(), *flags, str(source), "-ldl", "-lm"]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             return done.stderr.strip()[-2000:] or f"{compiler} ended with {done.returncode}"

@@ -161,6 +161,11 @@ class Settings(BaseSettings):
         default=True,
         description="Use the compiled path to the Kafka client where it was built; off: messages one by one.",
     )
+    compiled_trees: bool = Field(
+        default=True,
+        description="Score trees by the compiled part where it was built and says the same to the last bit; off: all "
+        "of a model by ONNX Runtime itself.",
+    )
     provider: Provider = Field(
         default="cpu",
         description="What ONNX Runtime runs models on: cpu, cuda or tensorrt. Asked and absent is an error, never "

@@ -41,6 +41,7 @@ VALUES = {
     "store_timeout": ("0.1", 0.1), "drain_timeout": ("3", 3.0),
     "start_timeout": ("4", 4.0), "log_level": ("debug", "DEBUG"),
     "provider": ("cuda", "cuda"), "device_id": ("1", 1), "model_cache": ("true", True),
+    "compiled_trees": ("false", False),
     "core_hour_price": ("0.1", 0.1), "batch_bytes": ("4096", 4096), "native": ("false", False),
     "candidate_deadline": ("0.5", 0.5), "control_keys": ("/c", Path("/c")), "sign_with": ("k1", "k1"),
     "shadow_rows": ("5", 5), "shadow_bytes": ("4096", 4096), "shadow_deadline": ("3", 3.0),

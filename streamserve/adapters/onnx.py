@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ import onnxruntime as ort
 
 from streamserve.adapters.onnx_cache import OptimisedModels, load_key
 from streamserve.adapters.onnx_providers import DEVICES, check_available, check_taken, nodes_by_provider, providers
+from streamserve.adapters.onnx_trees import Register, with_compiled_trees
 from streamserve.errors import SignatureError
 from streamserve.models.manifest import Tensor
 from streamserve.models.session import ON_CPU, Array, SessionSettings
@@ -60,6 +62,8 @@ class OnnxSession:
             _tensor(given, path) for given in self._session.get_outputs() if given.type.startswith("tensor(")
         )
         self._check_batch_axis(path)
+        if settings.compiled_trees and settings.provider == "cpu":
+            self._session = with_compiled_trees(path, self._session, partial(_create_of_bytes, path, settings))
         self._device, self._device_id = DEVICES[settings.provider], settings.device_id
         # ONNX Runtime binds no text: a model that has any is run as on the processor, which copies by itself
         texts = any(tensor.dtype == "string" for tensor in (*self.inputs, *self.outputs))
@@ -134,6 +138,19 @@ def _load(path: Path, settings: SessionSettings, draft: Path | None = None) -> o
 def _create(
     path: Path, settings: SessionSettings, level: ort.GraphOptimizationLevel, draft: Path | None = None
 ) -> ort.InferenceSession:
+    options = _options(settings, level)
+    if draft is not None:
+        options.optimized_model_filepath = str(draft)
+    return _start(str(path), options, settings, path)
+
+
+def _create_of_bytes(path: Path, settings: SessionSettings, content: bytes, register: Register) -> ort.InferenceSession:
+    options = _options(settings, LEVEL)
+    register(options)
+    return _start(content, options, settings, path)
+
+
+def _options(settings: SessionSettings, level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -144,9 +161,13 @@ def _create(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if settings.provider != "cpu":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if draft is not None:
-        options.optimized_model_filepath = str(draft)
-    session = ort.InferenceSession(str(path), options, providers=providers(settings, path, RUNTIME))
+    return options
+
+
+def _start(
+    model: str | bytes, options: ort.SessionOptions, settings: SessionSettings, path: Path
+) -> ort.InferenceSession:
+    session = ort.InferenceSession(model, options, providers=providers(settings, path, RUNTIME))
     session.disable_fallback()  # a run that fails on the device must not go on on the processor
     return session
 

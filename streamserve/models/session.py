@@ -43,12 +43,14 @@ class SessionSettings:
     device_id: of the GPU; without meaning for the processor.
     optimised: folder of optimised models; None: none is kept.
     engines: folder of the engines that TensorRT builds, which takes it minutes; None: they are built at every start.
+    compiled_trees: trees that `native/trees.c` knows are scored by it, to the same bits.
     """
 
     provider: Provider = "cpu"
     device_id: int = 0
     optimised: Path | None = None
     engines: Path | None = None
+    compiled_trees: bool = True
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -58,6 +60,7 @@ class SessionSettings:
             device_id=settings.device_id,
             optimised=kept / "optimised" if settings.model_cache else None,
             engines=kept / "engines",
+            compiled_trees=settings.compiled_trees,
         )
 
 
