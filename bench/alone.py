@@ -1,11 +1,12 @@
 """The floors: one part of the work alone, in a process of its own. Prints a Cost as JSON.
 
     python -m bench.alone ort MODEL MATRIX INPUT EVENTS
+    python -m bench.alone trees MODEL MATRIX INPUT EVENTS
     python -m bench.alone decode READER SCHEMA EVENTS_FILE EVENTS
     python -m bench.alone read BOOTSTRAP TOPIC EVENTS
     python -m bench.alone write HOW BOOTSTRAP TOPIC EVENTS_FILE EVENTS
 
-All but `ort` and `decode` count the Kafka client's own threads as well.
+All but the first three count the Kafka client's own threads as well.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bench.decoders import DECODERS
 from bench.events import read_events
 from bench.measure import Cost, rss_mib
 from streamserve.adapters.onnx import OnnxSession
+from streamserve.models.session import SessionSettings
 
 BATCH = 2000
 AT_ONCE = 500  # values that are decoded at once: more of them leave the caches
@@ -49,7 +51,16 @@ def _cost(events: int, started: float, cpu: float) -> Cost:
 
 def ort(model: str, matrix: str, name: str, events: str) -> Cost:
     """ONNX Runtime on matrices in memory, one thread, as many rows as a micro-batch."""
-    session, rows = OnnxSession(Path(model)), np.load(matrix)
+    return _scored(OnnxSession(Path(model), SessionSettings(compiled_trees=False)), matrix, name, events)
+
+
+def trees(model: str, matrix: str, name: str, events: str) -> Cost:
+    """The same with this project's compiled trees in it."""
+    return _scored(OnnxSession(Path(model)), matrix, name, events)
+
+
+def _scored(session: OnnxSession, matrix: str, name: str, events: str) -> Cost:
+    rows = np.load(matrix)
     asked = [session.outputs[-1].name]
     parts = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
     return over_and_over([len(p) for p in parts], lambda at: session.run({name: parts[at]}, asked), int(events))
@@ -119,7 +130,7 @@ def _in_batches(producer: Producer, topic: str, keys: Sequence[bytes | None], va
     producer.produce_batch(topic, [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)])
 
 
-KINDS: dict[str, Callable[..., Cost]] = {"ort": ort, "decode": decode, "read": read, "write": write}
+KINDS: dict[str, Callable[..., Cost]] = {"ort": ort, "trees": trees, "decode": decode, "read": read, "write": write}
 
 if __name__ == "__main__":
     print(json.dumps(KINDS[sys.argv[1]](*sys.argv[2:]).as_dict()))

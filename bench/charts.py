@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.contest import FLOOR, REST, STREAMSERVE
+from bench.contest import FLOOR, REST, STREAMSERVE, TREES
 from bench.tables import by_stage, median, pick
 
 GREY = "#7d8590"
@@ -65,7 +65,7 @@ def contest(found: Mapping[str, Any]) -> Figure:
         if name == STREAMSERVE:
             _stacked(axes, place, by_stage(found))
         else:
-            axes.barh(place, min(value, end), 0.6, color=BLUE if name == FLOOR else GREY, alpha=0.75)
+            axes.barh(place, min(value, end), 0.6, color=BLUE if name in {FLOOR, TREES} else GREY, alpha=0.75)
         cut = value > end
         axes.text(
             end * 0.985 if cut else value + end * 0.01, place, f"{value:,.0f} →" if cut else f"{value:.1f}",

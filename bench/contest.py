@@ -1,21 +1,25 @@
 """The contest: the same flights, views and model for ONNX Runtime alone, streamserve, a careful loop and stock Faust.
 
+The floor is ONNX Runtime as it comes. Beside it stand what its trees cost once they are compiled, and what streamserve
+costs where they are not.
+
 Contestants are interleaved, forwards in odd rounds and backwards in even ones, each in processes of its own, against
 one broker and one Redis on this machine. CPU is the client processes', from the first tenth of the output to the last.
-The uniform part is the same for the first, second and fourth of them, on keys that no cache knows.
+The uniform part is the same for three of them, on keys that no cache knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.flights import VERSION, World
 from bench.measure import Cost
 from bench.workers import drain, script
 
-FLOOR, STREAMSERVE, TWO = "ONNX Runtime alone", "streamserve", "streamserve, two workers"
-ONCE = "streamserve, exactly once"
+FLOOR, TREES = "ONNX Runtime alone", "ONNX Runtime, compiled trees"
+STREAMSERVE, ONCE, TWO = "streamserve", "streamserve, exactly once", "streamserve, two workers"
+OWN = "streamserve, trees uncompiled"
 LOOP, FAUST, SUM = "careful loop", "stock Faust", "summed floor"
 STAGES = ("decode", "route", "enrich", "score", "emit")
 REST = "Kafka client and the rest"
@@ -35,7 +39,8 @@ class Contestant:
 
 
 def contestants(world: World, loop_events: int, faust_events: int) -> list[Contestant]:
-    """All six."""
+    """All eight."""
+    uncompiled = replace(world.project, extra={**world.project.extra, "STREAMSERVE_COMPILED_TREES": "false"})
     few, fewest = min(loop_events, world.events), min(faust_events, world.events)
 
     def by_hand(module: str) -> Callable[[int], Cost]:
@@ -43,17 +48,19 @@ def contestants(world: World, loop_events: int, faust_events: int) -> list[Conte
 
     return [
         Contestant(FLOOR, world.events, lambda events: floor(world, events)),
+        Contestant(TREES, world.events, lambda events: floor(world, events, "trees")),
         Contestant(STREAMSERVE, world.events, lambda n: drain(world.project, world.topology, world.name, n)),
         Contestant(ONCE, world.events, lambda n: drain(world.project, world.exactly_once, world.name, n)),
         Contestant(TWO, world.events, lambda n: drain(world.project, world.topology, world.name, n, 2)),
+        Contestant(OWN, world.events, lambda n: drain(uncompiled, world.topology, world.name, n)),
         Contestant(LOOP, few, by_hand("bench.loops.plain_loop")),
         Contestant(FAUST, fewest, by_hand("bench.loops.stock_faust")),
     ]
 
 
-def floor(world: World, events: int) -> Cost:
-    """ONNX Runtime alone, on the same matrices, one thread."""
-    return alone(world, "ort", world.model, world.matrix, "features", events)
+def floor(world: World, events: int, kind: str = "ort") -> Cost:
+    """ONNX Runtime alone, on the same matrices, one thread. kind: `trees` for the compiled ones in it."""
+    return alone(world, kind, world.model, world.matrix, "features", events)
 
 
 def alone(world: World, *words: object) -> Cost:
