@@ -75,9 +75,9 @@ def _compiled(lib: ctypes.CDLL, path: Path, own: ort.InferenceSession, create: C
     nodes = nodes_of(model)
     if not nodes:
         raise LeftAlone("there are none")
-    trees = [Trees(node) for node in nodes]
-    if any(node.input[0] != given[0].name for node in nodes):
+    if any(list(node.input) != [given[0].name] for node in nodes):
         raise LeftAlone("what they get is made by the model")  # and is not to be probed then
+    trees = [Trees(node) for node in nodes]
     rows = probes(trees, _width(given[0], trees))
     operators: list[int] = []
     try:
@@ -86,24 +86,29 @@ def _compiled(lib: ctypes.CDLL, path: Path, own: ort.InferenceSession, create: C
             node.op_type, node.domain = f"Trees{number}", DOMAIN
             del node.attribute[:]
         model.opset_import.add(domain=DOMAIN, version=1)
-        offered = array_of(c_void_p, len(operators))(*operators)
-
-        def register(options: ort.SessionOptions) -> None:
-            lib.operators_offer(offered, len(operators))
-            options.register_custom_ops_library(str(path_of("trees")))
-
-        try:
-            made = create(model.SerializeToString(), register)
-        except Exception as error:  # whatever the runtime has against it: its own session is at hand
-            raise LeftAlone(str(error)) from error
+        made = _create(lib, model.SerializeToString(), operators, create)
     finally:
-        lib.operators_offer(None, 0)
         for operator in operators:
             lib.operator_close(operator)
     if not _agree(own, made, {given[0].name: rows}):
         LOG.warning("%s: compiled trees say other than those of ONNX Runtime, which serve", path)
         raise LeftAlone("they disagree")
     return made
+
+
+def _create(lib: ctypes.CDLL, content: bytes, operators: Sequence[int], create: Create) -> ort.InferenceSession:
+    offered = array_of(c_void_p, len(operators))(*operators)
+
+    def register(options: ort.SessionOptions) -> None:
+        lib.operators_offer(offered, len(operators))
+        options.register_custom_ops_library(str(path_of("trees")))
+
+    try:
+        return create(content, register)
+    except Exception as error:  # whatever the runtime has against it: its own session is at hand
+        raise LeftAlone(str(error)) from error
+    finally:
+        lib.operators_offer(None, 0)
 
 
 def _read(path: Path) -> Any:

@@ -5,10 +5,10 @@
  * feature and threshold, so that those that a row passes are not even looked at, and several rows go at once:
  * QuickScorer (Lucchese et al., SIGIR 2015), with lanes as in V-QuickScorer (SIGIR 2016). Larger trees have more words.
  *
- * Sums are taken in the order of the trees, a float at a time, as the runtime takes them. Values are
- * compared as integers of the same order, so that it makes no difference how a thread treats the smallest of floats.
- * Trusted are pointers, sizes, and that kind, transform, labels and scores fit together; what the arrays of nodes and
- * weights hold is not.
+ * Sums are taken in the order of the trees, a float at a time, as the runtime takes them. Values are compared as
+ * integers of the same order, so that it makes no difference how a thread treats the smallest of floats. Trusted are
+ * pointers, sizes, and that kind, transform, labels and scores fit together; what the arrays of nodes and weights hold
+ * is not.
  */
 #include <float.h>
 #include <math.h>
