@@ -9,6 +9,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.adapters.messages import headers_of
+from streamserve.adapters.offsets import first_and_end
 from streamserve.errors import BrokerError, TopicError
 from streamserve.headers import Header
 
@@ -62,11 +63,7 @@ class LogReader:
             )
 
     def _watermarks(self) -> tuple[int, int]:
-        try:
-            low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, 0), timeout=self._timeout)
-        except KafkaException as error:
-            raise broker_error(error.args[0], self._where) from None
-        return low, high
+        return first_and_end(self._consumer, TopicPartition(self.topic, 0), self._timeout, self._where)
 
     def to_end(self) -> Iterator[LogRecord]:
         """Every record from here to the end that the log had when this was called."""

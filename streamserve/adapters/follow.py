@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException, Message, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.adapters.messages import to_batch
+from streamserve.adapters.offsets import first_and_end
 from streamserve.records import RawBatch
 
 TIMEOUT_S = 10.0
@@ -41,7 +42,7 @@ class Follower:
         for topic in topics:
             for partition in range(clients.partitions(self._consumer, topic)):
                 asked = TopicPartition(topic, partition)
-                low, end = self._consumer.get_watermark_offsets(asked, timeout=TIMEOUT_S)
+                low, end = first_and_end(self._consumer, asked, TIMEOUT_S, f"topic {topic}")
                 places.append(TopicPartition(topic, partition, end if begin is None else min(max(begin, low), end)))
         return places
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from streamserve.adapters.kafka import broker_error
+from streamserve.adapters.offsets import at_times, first_and_end
 from streamserve.errors import SettingsError
 from streamserve.settings import Settings, instant_ms
 
@@ -28,7 +29,7 @@ def starting_positions(
             ends the process: at its next word in the same poll, confluent-kafka misses its call state and aborts.
 
     Raises:
-        BrokerError: the committed offsets can't be read.
+        BrokerError: the committed offsets, or the ends, can't be read.
         SettingsError: STREAMSERVE_START is none of these.
     """
     if not partitions:
@@ -67,16 +68,20 @@ def _committed(consumer: Consumer, partitions: list[TopicPartition]) -> dict[int
 
 
 def _latest(consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-    ends = [consumer.get_watermark_offsets(tp, TIMEOUT_S)[1] for tp in partitions]
-    return [TopicPartition(tp.topic, tp.partition, end) for tp, end in zip(partitions, ends, strict=True)]
+    return [TopicPartition(tp.topic, tp.partition, _end(consumer, tp)) for tp in partitions]
+
+
+def _end(consumer: Consumer, tp: TopicPartition) -> int:
+    return first_and_end(consumer, tp, TIMEOUT_S, f"{tp.topic}-{tp.partition}")[1]
 
 
 def _at_time(consumer: Consumer, partitions: list[TopicPartition], text: str) -> list[TopicPartition]:
     ms = start_ms(text)
     asked = [TopicPartition(tp.topic, tp.partition, ms) for tp in partitions]
-    found = consumer.offsets_for_times(asked, TIMEOUT_S)
-    late = [tp for tp in found if tp.offset < 0 or tp.offset == OFFSET_END]
-    return [tp for tp in found if tp not in late] + _latest(consumer, late)
+    found = at_times(consumer, asked, TIMEOUT_S, f"topic {partitions[0].topic}")
+    late = [tp for tp in partitions if found[tp.topic, tp.partition] is None]
+    known = [TopicPartition(topic, p, offset) for (topic, p), offset in found.items() if offset is not None]
+    return known + _latest(consumer, late)
 
 
 def start_ms(text: str) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal, Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from streamserve.adapters.kafka import Clients, broker_error, needless
 from streamserve.adapters.messages import headers_of, to_batch
+from streamserve.adapters.offsets import at_times, first_and_end
 from streamserve.errors import BrokerError, ConfigError, TopicError
 from streamserve.records import RawBatch
 from streamserve.settings import instant_ms
@@ -23,8 +24,6 @@ from streamserve.settings import instant_ms
 POLL_S = 0.2  # also how long Ctrl-C may wait
 CHUNK = 1000
 HOLD = "streamserve-reading"  # the client wants a group's name; it is never joined
-# A topic that was made a moment ago, or a leader that moves: a second later it is well
-LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 Span = tuple[int, int]  # the first offset, and the one after the last
 
@@ -244,16 +243,7 @@ class TopicReader:
         return [m for m in (first, *self._consumer.consume(CHUNK - 1, 0)) if not _passing(m.error())]
 
     def _watermarks(self, partition: int) -> Span:
-        asked, deadline = TopicPartition(self.topic, partition), time.monotonic() + self._patience
-        while True:
-            try:
-                low, end = self._consumer.get_watermark_offsets(asked, timeout=self._patience)
-            except KafkaException as error:
-                if error.args[0].code() not in LEADERLESS or time.monotonic() > deadline:
-                    raise broker_error(error.args[0], self._where) from None
-                time.sleep(POLL_S)
-            else:
-                return low, end
+        return first_and_end(self._consumer, TopicPartition(self.topic, partition), self._patience, self._where)
 
     def _first_offsets(self, start: Start, spans: Mapping[int, Span]) -> dict[int, int]:
         match start.kind:
@@ -264,11 +254,8 @@ class TopicReader:
             case "last":
                 return {p: max(low, end - start.value) for p, (low, end) in spans.items()}
         asked = [TopicPartition(self.topic, p, start.value) for p in spans]
-        try:
-            found = self._consumer.offsets_for_times(asked, timeout=self._patience)
-        except KafkaException as error:
-            raise broker_error(error.args[0], self._where) from None
-        return {tp.partition: tp.offset if tp.offset >= 0 else spans[tp.partition][1] for tp in found}
+        found = at_times(self._consumer, asked, self._patience, self._where)
+        return {p: spans[p][1] if offset is None else offset for (_, p), offset in found.items()}
 
     def _assign(self, first: Mapping[int, int]) -> None:
         # By name where it is 0: retention may move the beginning between the question and the answer
